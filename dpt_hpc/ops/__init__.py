@@ -1,0 +1,4 @@
+"""Operations on graphs: periodic radius graphs and messages along their edges.
+
+Each has a native kernel (C++, dpt_hpc._C) and a slow plain twin in `dpt_hpc.ops.reference`, the oracle of the tests.
+"""
