@@ -1,0 +1,81 @@
+# `make` lists the targets. Two of them are all that a newcomer needs: `make quickstart`, then `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The Python to build the environment with, and the torch to put into it (any exact version from 2.6 on, or plain `torch`
+# for the newest). This is the only place that names a version of torch. On Linux, PyPI's torch carries CUDA; pip takes
+# a smaller one without CUDA if PIP_EXTRA_INDEX_URL names the CPU index of pytorch.org's installation page.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+ENVIRONMENT := $(VENV)/.environment
+KERNELS := $(VENV)/.kernels
+
+# The stamps name what they were made with, so that another TORCH or DPT_HPC_CUDA installs or builds again.
+ifneq ($(TORCH),$(shell cat $(ENVIRONMENT) 2>/dev/null))
+$(ENVIRONMENT): again
+endif
+ifneq (cuda=$(DPT_HPC_CUDA),$(shell cat $(KERNELS) 2>/dev/null))
+$(KERNELS): again
+endif
+
+.PHONY: help quickstart test setup bench lint format cuda clean again
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: setup ## set-up, then ingest, pre-train, fine-tune and report on the sample data (no network, no GPU)
+	@echo "== Quickstart: the main job on the data that ships with dpt_hpc"
+	@$(BIN)/dpt-hpc quickstart
+
+test: setup ## set-up, then every test
+	@echo "== Tests, all of them (the quick ones alone: $(BIN)/pytest -m 'not slow')"
+	@$(BIN)/pytest
+	@echo "== All tests passed. Next: 'make quickstart' for a first result, 'make lint' before a change is proposed."
+
+setup: $(KERNELS) ## the environment in .venv and the compiled kernels; at once if nothing changed
+
+$(ENVIRONMENT): pyproject.toml
+	@echo "== Set-up 1/3: Python environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "dpt_hpc needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 4; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make a virtual environment: its module ensurepip is missing."; \
+	  echo "On Debian and Ubuntu: apt install python3-venv"; exit 4; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet "pip>=26.2"
+	@echo "== Set-up 2/3: $(TORCH), then the other dependencies (minutes the first time, most of it download)"
+	@$(BIN)/pip install --quiet "$(TORCH)"
+	@$(BIN)/pip install --quiet --group build --group dev
+	@$(BIN)/pip install --quiet --only-deps ".[mpi]"
+	@echo "$(TORCH)" > $@
+
+$(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(wildcard csrc/*)
+	@echo "== Set-up 3/3: C++ kernels"
+	@command -v $${CXX:-c++} >/dev/null || { \
+	  echo "No C++ compiler: '$${CXX:-c++}' was not found."; \
+	  echo "On Debian and Ubuntu: apt install g++   (or name one: CXX=... make $(MAKECMDGOALS))"; exit 4; }
+	@$(BIN)/python -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || { \
+	  echo "Python's C headers (Python.h) are missing."; \
+	  echo "On Debian and Ubuntu: apt install python3-dev"; exit 4; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@echo "cuda=$(DPT_HPC_CUDA)" > $@
+
+lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*)
+
+format: $(ENVIRONMENT) ## let ruff and clang-format write the layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*)
+
+clean: ## remove the environment and all build output
+	rm -rf $(VENV) build dist
