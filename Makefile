@@ -4,9 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The Python to build the environment with, and the torch to put into it (any exact version from 2.6 on, or plain `torch`
-# for the newest). This is the only place that names a version of torch. On Linux, PyPI's torch carries CUDA; pip takes
-# a smaller one without CUDA if PIP_EXTRA_INDEX_URL names the CPU index of pytorch.org's installation page.
+# The Python to build the environment with, and the torch to put into it: a version from 2.6 on, or plain `torch` for the
+# newest. No other file names a version of torch. On Linux, PyPI's torch carries CUDA; pip takes a smaller one without
+# CUDA if PIP_EXTRA_INDEX_URL names the CPU index that PyTorch's installation page gives.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENVIRONMENT := $(VENV)/.environment
 KERNELS := $(VENV)/.kernels
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
 
 # The stamps name what they were made with, so that another TORCH or DPT_HPC_CUDA installs or builds again.
 ifneq ($(TORCH),$(shell cat $(ENVIRONMENT) 2>/dev/null))
@@ -55,7 +56,7 @@ $(ENVIRONMENT): pyproject.toml
 	@$(BIN)/pip install --quiet --only-deps ".[mpi]"
 	@echo "$(TORCH)" > $@
 
-$(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(wildcard csrc/*)
+$(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(CPP)
 	@echo "== Set-up 3/3: C++ kernels"
 	@command -v $${CXX:-c++} >/dev/null || { \
 	  echo "No C++ compiler: '$${CXX:-c++}' was not found."; \
@@ -70,12 +71,19 @@ lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy, cl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*)
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(ENVIRONMENT) ## let ruff and clang-format write the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*)
+	$(BIN)/clang-format -i $(CPP)
+
+cuda: $(ENVIRONMENT) ## compile all kernels for the A100 and the H100, no warning allowed (needs nvcc, but no GPU)
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	cmake -S . -B build/cuda -G Ninja --log-level=WARNING -DDPT_HPC_CUDA=ON -DDPT_HPC_WERROR=ON \
+	  -DCMAKE_CUDA_ARCHITECTURES='80;90' -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)"; \
+	cmake --build build/cuda --clean-first 2>&1 | tee build/cuda/log; \
+	! grep -i 'warning' build/cuda/log
 
 clean: ## remove the environment and all build output
 	rm -rf $(VENV) build dist
