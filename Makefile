@@ -49,11 +49,11 @@ $(ENVIRONMENT): pyproject.toml
 	  echo "$(PYTHON) cannot make a virtual environment: its module ensurepip is missing."; \
 	  echo "On Debian and Ubuntu: apt install python3-venv"; exit 4; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet "pip>=26.2"
+	@$(BIN)/python -m pip install -qq "pip>=26.2"
 	@echo "== Set-up 2/3: $(TORCH), then the other dependencies (minutes the first time, most of it download)"
-	@$(BIN)/pip install --quiet "$(TORCH)"
-	@$(BIN)/pip install --quiet --group build --group dev
-	@$(BIN)/pip install --quiet --only-deps ".[mpi]"
+	@$(BIN)/pip install -qq "$(TORCH)"
+	@$(BIN)/pip install -qq --group build --group dev
+	@$(BIN)/pip install -qq --only-deps ".[mpi]"
 	@echo "$(TORCH)" > $@
 
 $(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(CPP)
@@ -64,7 +64,7 @@ $(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(CPP)
 	@$(BIN)/python -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || { \
 	  echo "Python's C headers (Python.h) are missing."; \
 	  echo "On Debian and Ubuntu: apt install python3-dev"; exit 4; }
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -qq --no-build-isolation --no-deps --editable .
 	@echo "cuda=$(DPT_HPC_CUDA)" > $@
 
 lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy, clang-format
