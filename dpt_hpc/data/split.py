@@ -1,0 +1,46 @@
+"""Splits of a dataset into training, validation and test part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpt_hpc.errors import DataError
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorted structure indices of the three parts; their union is the dataset, their intersections are empty."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+def split_dataset(groups: NDArray[np.str_], fractions: tuple[float, float, float], seed: int) -> Split:
+    """Split by group at random: no group is parted, and the parts come as near to `fractions` as the groups allow.
+
+    groups (S,): one label per structure; distinct labels give a plain random split. fractions: of training,
+    validation and test, summing to 1. Raises DataError if a part that was asked for would be empty.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    sizes = np.bincount(member, minlength=len(names))
+    # A group belongs to the part in which its middle structure falls.
+    middle = np.cumsum(sizes[order]) - sizes[order] / 2
+    bounds = np.cumsum(fractions[:2]) * len(groups)
+    part_of_group = np.empty(len(names), dtype=np.int64)
+    part_of_group[order] = np.searchsorted(bounds, middle, side="right")
+    part = part_of_group[member]
+    parts = [np.flatnonzero(part == p) for p in range(3)]
+    for name, fraction, indices in zip(("train", "validation", "test"), fractions, parts, strict=True):
+        if fraction > 0 and len(indices) == 0:
+            raise DataError(
+                f"split: the {name} part is empty: {fraction:g} of {len(groups)} structures in {len(names)} groups.\n"
+                "Use more structures, a larger fraction, or data.split.by=structure."
+            )
+    return Split(*parts)

@@ -1,0 +1,104 @@
+"""Forces and stress as exact derivatives of any energy model: one strain, one gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpt_hpc.errors import DataError
+from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.ops import RadiusGraph, radius_graph
+from dpt_hpc.structure import Batch
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """energy (B,) eV · forces (N,3) eV/Å or None · stress (B,3,3) eV/Å³, tension positive, or None."""
+
+    energy: Tensor
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+
+
+def build_graph(model: EnergyModel, batch: Batch) -> RadiusGraph:
+    """The graph that `model` reads. Integers only, so no gradient passes through its construction."""
+    return radius_graph(
+        batch.positions.detach(),
+        batch.cell,
+        batch.pbc,
+        batch.atom_ptr,
+        cutoff=model.cutoff,
+        max_neighbors=model.max_neighbors,
+        max_images=model.max_images,
+    )
+
+
+def predict(model: EnergyModel, batch: Batch, *, forces: bool = True, stress: bool = True) -> Prediction:
+    """Energy, and its derivatives on request (method.md, "Derivatives").
+
+    A symmetric strain of value zero acts on positions and cell, so that one call of autograd gives both
+    forces = -dE/dpositions and stress = (1/V) dE/dstrain. In training mode the result can be differentiated once more
+    with respect to the weights; in eval mode it is detached.
+
+    Raises DataError if stress is asked for a structure without a volume.
+    """
+    graph = build_graph(model, batch)
+    if not (forces or stress):
+        vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
+        return Prediction(model(batch.atomic_numbers, vectors, graph, batch.atom_ptr))
+
+    create_graph = model.training and torch.is_grad_enabled()
+    with torch.enable_grad():
+        positions, cell = batch.positions, batch.cell
+        strain = torch.zeros_like(cell)
+        wanted = []
+        if forces:
+            positions = positions.detach().requires_grad_()
+            wanted.append(positions)
+        moved = positions
+        if stress:
+            strain.requires_grad_()
+            wanted.append(strain)
+            symmetric = 0.5 * (strain + strain.transpose(1, 2))
+            moved = positions + _rowwise(positions, symmetric, batch.batch)
+            cell = cell + cell @ symmetric
+        vectors = edge_vectors(moved, cell, graph, batch.batch)
+        energy = model(batch.atomic_numbers, vectors, graph, batch.atom_ptr)
+        # Without an edge in the whole batch the energy does not depend on the geometry: gradients are zero.
+        gradients = torch.autograd.grad(energy.sum(), wanted, create_graph=create_graph, materialize_grads=True)
+
+    if not create_graph:
+        energy = energy.detach()
+    return Prediction(
+        energy,
+        forces=-gradients[0] if forces else None,
+        stress=gradients[-1] / _volumes(batch)[:, None, None] if stress else None,
+    )
+
+
+def edge_vectors(positions: Tensor, cell: Tensor, graph: RadiusGraph, batch: Tensor) -> Tensor:
+    """(E,3) Å: positions[j] + cell_shifts @ cell - positions[i]."""
+    source, target = graph.edge_index
+    # index_select, not [...]: its backward is index_add, which is deterministic on the CPU; index_put is not.
+    structure = batch.index_select(0, target)
+    shift = _rowwise(graph.cell_shifts.to(positions.dtype), cell, structure)
+    return positions.index_select(0, source) - positions.index_select(0, target) + shift
+
+
+def _rowwise(rows: Tensor, matrices: Tensor, index: Tensor) -> Tensor:
+    """rows[n] @ matrices[index[n]] for every n: (n,3), (B,3,3), (n,) -> (n,3)."""
+    return (rows[:, :, None] * matrices.index_select(0, index)).sum(1)
+
+
+def _volumes(batch: Batch) -> Tensor:
+    volume = batch.volume
+    flat = (volume == 0).nonzero().flatten()
+    if flat.numel():
+        index = int(batch.structure_index[flat[0]])
+        raise DataError(
+            f"predict: stress of structure {index}: the cell has zero volume, and stress = (1/V) dE/dstrain.\n"
+            "Ask for forces only, or give the structure a cell."
+        )
+    return volume

@@ -1,0 +1,243 @@
+"""Run configurations: YAML in, checked pydantic models out. An unknown key is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.models import ModelOptions
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SplitOptions(Options):
+    train: float = Field(0.8, gt=0, le=1)
+    validation: float = Field(0.05, gt=0, lt=1)
+    test: float = Field(0.15, ge=0, lt=1)
+    by: Literal["group", "structure"] = "group"
+    """group keeps all structures of one material in one part; structure is the paper's random split."""
+    seed: int | None = None
+    """null: the seed of the run."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> SplitOptions:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test is {total:g}, expected 1")
+        return self
+
+
+class DataOptions(Options):
+    path: tuple[str, ...]
+    """Directories written by `dpt-hpc ingest`; one or several."""
+    split: SplitOptions = SplitOptions()
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class DerivativesOptions(Options):
+    """Energy, forces and stress (method.md, "Losses"): weighted mean absolute errors over all components."""
+
+    kind: Literal["derivatives"] = "derivatives"
+    energy_weight: float = Field(1.0, ge=0)
+    forces_weight: float = Field(500.0, ge=0)
+    stress_weight: float = Field(500.0, ge=0)
+    element_references: bool = False
+    """Learn the energy relative to per-element references, fitted by least squares on the training split."""
+    normalise: bool = False
+    """Scale the network's output by the spread of the training energies per atom (after references)."""
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> DerivativesOptions:
+        if self.energy_weight == self.forces_weight == self.stress_weight == 0:
+            raise ValueError("energy_weight, forces_weight and stress_weight are all 0: there is nothing to learn")
+        return self
+
+
+class DenoisingOptions(Options):
+    """Derivative-based denoising (paper, eq. 5): -dE/dpositions of a noised structure predicts its noise."""
+
+    kind: Literal["derivative_denoising"] = "derivative_denoising"
+    noise_scale: float = Field(0.1, gt=0)
+    """Å, standard deviation of the displacement of every coordinate (the paper's mu)."""
+    sign: Literal["paper", "physical"] = "paper"
+    """paper: -dE/dpositions = +noise, as published; physical: = -noise, a restoring force."""
+
+
+class PropertyOptions(Options):
+    """One number per structure, by mean absolute error: fine-tuning."""
+
+    kind: Literal["property"] = "property"
+    target: str
+    """Name of a property of the dataset."""
+    normalise: bool = False
+    """Shift and scale the network's output by mean and spread of the training targets."""
+
+
+class OptimizerOptions(Options):
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class ScheduleOptions(Options):
+    """ReduceLROnPlateau on the training loss of an epoch, summed over all ranks."""
+
+    factor: float = Field(0.8, gt=0, lt=1)
+    patience: int = Field(10, ge=0)
+    threshold: float = Field(2e-4, ge=0)
+    min_learning_rate: float = Field(1e-5, ge=0)
+
+
+class TrainingOptions(Options):
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(50, ge=1)
+    """Structures per optimiser step, over all ranks and accumulation steps together."""
+    grad_accumulation: int = Field(1, ge=1)
+    clip_norm: float | None = Field(10.0, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Exponential moving average of the weights; validation, best checkpoint and export then use the average."""
+    precision: Literal["float32", "float64"] = "float32"
+    evaluation_batch_size: int = Field(64, ge=1)
+
+
+class EngineOptions(Options):
+    kind: Literal["auto", "torch", "deepspeed"] = "auto"
+    """auto: plain torch for one process, DeepSpeed for several."""
+    zero_stage: Literal[0, 1, 2] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class CheckpointOptions(Options):
+    every_steps: int | None = Field(None, ge=1)
+    """Besides the end of every epoch."""
+    keep: int = Field(2, ge=1)
+    """How many of the latest checkpoints stay, besides the best one."""
+
+
+class RunConfig(Options):
+    run_dir: str
+    data: DataOptions
+    model: ModelOptions = ModelOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    training: TrainingOptions = TrainingOptions()
+    engine: EngineOptions = EngineOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+
+
+class PretrainConfig(RunConfig):
+    task: Literal["pretrain"] = "pretrain"
+    seed: int = 0
+    objective: Annotated[DerivativesOptions | DenoisingOptions, Field(discriminator="kind")] = DerivativesOptions()
+
+
+class FinetuneConfig(RunConfig):
+    task: Literal["finetune"] = "finetune"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """One run each; the seed sets the split and the initialisation."""
+    objective: PropertyOptions
+    pretrained: str | None = None
+    """A pre-training run or one of its checkpoints; null trains from scratch (the baseline)."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"seeds are {list(value)}, expected one or more distinct integers")
+        return value
+
+
+AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
+
+
+def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read a YAML file into `kind`, with overrides of the form `a.b=value` (value is YAML).
+
+    Raises ConfigError naming file, key, value and, for an unknown key, the nearest valid one; all faults at once.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config {path}: no such file.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: not valid YAML.\n{error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {path}: expected a mapping of options, got {type(raw).__name__}.")
+    for override in overrides:
+        _apply(raw, override)
+    return check_config(raw, kind, str(path))
+
+
+def check_config(raw: dict[str, Any], kind: type[AnyConfig], source: str) -> AnyConfig:
+    """`raw` as a checked `kind`; `source` names it in errors."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        faults = [f"  {_fault(raw, kind, dict(e))}" for e in error.errors()]
+        raise ConfigError("\n".join([f"config {source}: {len(faults)} option(s) wrong.", *faults])) from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """The resolved config, every default spelled out."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example training.epochs=10.")
+    *parents, last = key.split(".")
+    node = raw
+    for i, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: i + 1])} is a value, not a group of options.")
+    node[last] = yaml.safe_load(value)
+
+
+def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
+    # The tag of a discriminated union is part of pydantic's location, but not of the file's.
+    location, node = [], raw
+    for part in error["loc"]:
+        if isinstance(node, dict) and part not in node and error["type"] != "missing" and part != error["loc"][-1]:
+            continue
+        location.append(str(part))
+        node = node[part] if isinstance(node, dict) and part in node else node
+    name = ".".join(location)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        valid = _keys(kind, raw, location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"valid here: {', '.join(valid)}."
+        return f"{name}: unknown option; {hint}"
+    if error["type"] == "missing":
+        return f"{name}: required, but not given."
+    return f"{name}: {error['msg']}; got {error['input']!r}."
+
+
+def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
+    """The options that are valid at `location`."""
+    for part in location:
+        annotation = kind.model_fields[part].annotation if hasattr(kind, "model_fields") else None
+        raw = raw.get(part, {}) if isinstance(raw, dict) else {}
+        members = [m for m in get_args(annotation) if isinstance(m, type)] or [annotation]
+        tagged = [m for m in members if _tag(m) == raw.get("kind")] if len(members) > 1 else members
+        kind = (tagged or members)[0]
+    fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    return sorted(fields)
+
+
+def _tag(options: Any) -> Any:
+    fields = getattr(options, "model_fields", {})
+    return fields["kind"].default if "kind" in fields else None

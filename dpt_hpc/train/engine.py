@@ -1,0 +1,276 @@
+"""Engines: who holds the optimiser and talks to the other ranks. The only door of DeepSpeed.
+
+Both offer the same few calls; the loop does not know which one it drives. `backward` is given this rank's share of the
+loss of the whole step (shares add up to the loss), so gradients are SUMMED over ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from dpt_hpc.errors import ConfigError, EnvironmentFault
+from dpt_hpc.train.config import EngineOptions, OptimizerOptions
+from dpt_hpc.train.objective import Objective, Sums
+from dpt_hpc.train.world import World
+
+
+class Engine(ABC):
+    """rank, world_size, device and the wrapped objective; see the module docstring."""
+
+    def __init__(self, objective: Objective, world: World, device: torch.device) -> None:
+        self.objective = objective
+        self.rank = world.rank
+        self.world_size = world.world_size
+        self.device = device
+
+    @property
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser whose learning rate the schedule sets."""
+
+    @abstractmethod
+    def loss(self, *arguments: Any) -> tuple[Tensor, Sums]:
+        """The objective's forward, through whatever wraps it."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of one micro-batch; `last` says that the step's micro-batches are complete."""
+
+    @abstractmethod
+    def step(self) -> float:
+        """Clip, update, zero. Returns the gradient's norm before clipping."""
+
+    @abstractmethod
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all ranks; the same keys on every rank."""
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks, on rank 0; None elsewhere."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write the optimiser's state; every rank calls it. (Weights are the checkpoint's.)"""
+
+    @abstractmethod
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+
+
+class TorchEngine(Engine):
+    """One process, plain torch: no start-up, nothing to build."""
+
+    def __init__(
+        self, objective: Objective, world: World, device: torch.device, options: OptimizerOptions, clip: float | None
+    ) -> None:
+        super().__init__(objective, world, device)
+        self._optimizer = _adamw(objective, options)
+        self._clip = clip
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
+
+    def loss(self, *arguments: Any) -> tuple[Tensor, Sums]:
+        loss, sums = self.objective(*arguments)
+        return loss, sums
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> float:
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        return dict(values)
+
+    def gather(self, value: Any) -> list[Any] | None:
+        return [value]
+
+    def barrier(self) -> None:
+        pass
+
+    def save(self, directory: Path) -> None:
+        torch.save(self._optimizer.state_dict(), directory / "optimizer.pt")
+
+    def load(self, directory: Path) -> None:
+        path = directory / "optimizer.pt"
+        if not path.exists():
+            raise ConfigError(
+                f"checkpoint {directory}: written by DeepSpeed, but this run is a single process with the torch engine.\n"
+                "Resume with the same number of ranks, or with engine.kind=deepspeed."
+            )
+        self._optimizer.load_state_dict(torch.load(path, weights_only=True))
+
+
+class DeepSpeedEngine(Engine):
+    """Data-parallel ranks with ZeRO stage 0, 1 or 2."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        world: World,
+        device: torch.device,
+        options: OptimizerOptions,
+        clip: float | None,
+        zero_stage: int,
+        grad_accumulation: int,
+    ) -> None:
+        super().__init__(objective, world, device)
+        deepspeed = _import_deepspeed(device)
+        os.environ.update(world.environment())
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+        )
+        # The micro-batch size only satisfies DeepSpeed's arithmetic: our sampler forms the batches.
+        # ZeRO wraps the optimiser, but shares its parameter groups: the schedule sets the learning rate here.
+        self._optimizer = _adamw(objective, options)
+        self._engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=self._optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": grad_accumulation,
+                "gradient_clipping": clip or 0.0,
+                "zero_optimization": {"stage": zero_stage},
+                "steps_per_print": 2**31,
+                "zero_allow_untested_optimizer": True,
+            },
+        )
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
+
+    def loss(self, *arguments: Any) -> tuple[Tensor, Sums]:
+        loss, sums = self._engine(*arguments)
+        return loss, sums
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        # DeepSpeed averages over ranks; our shares are to be summed.
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        if not last:
+            self._engine.step()  # counts the micro-batch; updates nothing before the accumulation boundary
+
+    def step(self) -> float:
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        packed = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(packed)
+        return dict(zip(values, packed.tolist(), strict=True))
+
+    def gather(self, value: Any) -> list[Any] | None:
+        gathered: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        torch.distributed.gather_object(value, gathered)
+        return gathered
+
+    def barrier(self) -> None:
+        torch.distributed.barrier()
+
+    def save(self, directory: Path) -> None:
+        # `latest` is never DeepSpeed's to write: it does so before the other ranks have finished.
+        with _quiet():
+            self._engine.save_checkpoint(str(directory), tag="deepspeed", save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        if not (directory / "deepspeed").is_dir():
+            raise ConfigError(
+                f"checkpoint {directory}: written by a single process, but this run has {self.world_size} ranks.\n"
+                "Resume with one process."
+            )
+        with _quiet():
+            self._engine.load_checkpoint(str(directory), tag="deepspeed")
+
+def build_engine(
+    objective: Objective,
+    world: World,
+    engine: EngineOptions,
+    optimizer: OptimizerOptions,
+    *,
+    clip: float | None,
+    grad_accumulation: int,
+) -> Engine:
+    """The engine that `engine` asks for, with the objective on its device."""
+    device = choose_device(engine, world)
+    objective.to(device)
+    kind = engine.kind if engine.kind != "auto" else "torch" if world.world_size == 1 else "deepspeed"
+    if kind == "torch":
+        if world.world_size > 1:
+            raise ConfigError(
+                f"engine.kind is torch, which serves one process, but {world.source} started {world.world_size}.\n"
+                "Set engine.kind=deepspeed (or auto)."
+            )
+        if engine.zero_stage:
+            raise ConfigError(
+                f"engine.zero_stage is {engine.zero_stage}, which needs DeepSpeed, but engine.kind resolves to torch.\n"
+                "Set engine.kind=deepspeed, or engine.zero_stage=0."
+            )
+        return TorchEngine(objective, world, device, optimizer, clip)
+    return DeepSpeedEngine(objective, world, device, optimizer, clip, engine.zero_stage, grad_accumulation)
+
+
+def leave_world() -> None:
+    """Leave the process group, if there is one: the last thing that a rank does."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def choose_device(options: EngineOptions, world: World) -> torch.device:
+    """cuda:<local rank> where a GPU is there and wanted, else the CPU."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFault("engine.device is cuda, but torch sees no GPU here.\nUse engine.device=auto or cpu.")
+    if options.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
+    return torch.device("cpu")
+
+
+def _adamw(objective: Objective, options: OptimizerOptions) -> AdamW:
+    return AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with _quiet():
+        try:
+            import deepspeed
+            import deepspeed.ops
+        except ImportError as error:
+            raise EnvironmentFault(
+                f"several ranks need DeepSpeed, which cannot be imported: {error}\nInstall it with: pip install deepspeed"
+            ) from error
+    # DeepSpeed compiles deepspeed_shm_comm (75 s) whenever it makes its backend on a CPU, and a kill meanwhile leaves a
+    # lock on which every later run hangs. That op serves inference_all_reduce alone, which training never calls.
+    known = vars(deepspeed.ops).get("__compatible_ops__", {})
+    deepspeed.ops.__compatible_ops__ = {**known, "deepspeed_shm_comm": False}
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]  # noqa: N801 - reads as a statement
+    """Warnings of DeepSpeed's own internals are not the user's to act on."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.simplefilter("ignore")
