@@ -39,6 +39,7 @@ test: setup ## set-up, then every test
 	@echo "== All tests passed. Next: 'make quickstart' for a first result, 'make lint' before a change is proposed."
 
 setup: $(KERNELS) ## the environment in .venv and the compiled kernels; at once if nothing changed
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo "== Set-up is complete. Next: make quickstart",:)
 
 $(ENVIRONMENT): pyproject.toml
 	@echo "== Set-up 1/3: Python environment in $(VENV)"
