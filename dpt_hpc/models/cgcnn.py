@@ -76,7 +76,7 @@ class CGConv(nn.Module):
     ) -> Tensor:
         """x (N,F), edge_lengths (E,) Å -> (N,F). table (K, radial): coefficients of the radial functions in `basis`."""
         target, source, radial = self.weight.split([self.hidden, self.hidden, self.weight.shape[1] - 2 * self.hidden], 1)
-        filters = radial.t() if table is None else table @ radial.t()
+        filters = radial.t() if table is None else table.to(radial.dtype) @ radial.t()
         return x + cgconv(
             functional.linear(x, target, self.bias),
             functional.linear(x, source),
@@ -109,8 +109,8 @@ class CGCNN(EnergyModel):
         table = None
         if options.filters == "table":
             basis, table = tabulate(basis, options.cutoff, options.table_knots)
-            table = table.to(torch.get_default_dtype())
         self.basis = basis
+        # In float64 until the model is cast, so that a float64 model has the whole precision.
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:

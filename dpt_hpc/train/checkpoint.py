@@ -137,8 +137,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 def load_model(path: str | Path) -> EnergyModel:
     """The trained network of a checkpoint or run, in eval mode, on the CPU."""
-    model = build_model(load_card(path).options)
-    model.load_state_dict(load_weights(path))
+    weights = load_weights(path)
+    model = build_model(load_card(path).options).to(weights["scale"].dtype)
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -1,0 +1,157 @@
+"""The command line: thin verbs over the package, one message for a user's mistake, no traceback unless asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from dpt_hpc import __version__
+from dpt_hpc.errors import ConfigError, DptError
+
+app = typer.Typer(
+    name="dpt-hpc",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Pre-train graph neural networks on crystals by their derivatives, and fine-tune them to a property.",
+    epilog="Start with `dpt-hpc quickstart`. `--debug` before a verb shows the traceback of an error.",
+)
+console = Console(highlight=False)
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override an option, e.g. training.epochs=10.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run_dir from its last checkpoint.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if debug:
+        os.environ["DPT_HPC_DEBUG"] = "1"
+    if version:
+        console.print(f"dpt-hpc {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: `dpt-hpc pretrain configs/pretrain/cgcnn_1_500_500.yaml --set data.path=data/mptrj`")
+def pretrain(config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Pre-train a network on energies, forces and stress, or by denoising."""
+    from dpt_hpc.train.config import PretrainConfig, load_config
+    from dpt_hpc.train.engine import leave_world
+    from dpt_hpc.train.pretrain import pretrain as run
+    from dpt_hpc.train.world import find_world
+
+    run(load_config(config, PretrainConfig, overrides or []), find_world(), resume=resume, quiet=quiet)
+    leave_world()
+
+
+@app.command(epilog="Example: `dpt-hpc finetune configs/finetune/cgcnn_jdft.yaml --set pretrained=runs/pretrain`")
+def finetune(
+    config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False, as_json: Json = False
+) -> None:
+    """Fine-tune a pre-trained network to a property, over several seeds; without one: the baseline."""
+    from dpt_hpc.report import paper_reference
+    from dpt_hpc.train.config import FinetuneConfig, load_config
+    from dpt_hpc.train.engine import leave_world
+    from dpt_hpc.train.finetune import finetune as run
+    from dpt_hpc.train.world import find_world
+
+    world = find_world()
+    summary = run(load_config(config, FinetuneConfig, overrides or []), world, resume=resume, quiet=quiet or as_json)
+    leave_world()
+    if world.rank:
+        return
+    if as_json:
+        print(json.dumps(summary))
+    elif not quiet and (paper := paper_reference(summary["dataset"], summary["network"], summary["pooling"])):
+        console.print(f"the paper: {', '.join(f'{k} {v:g}' for k, v in paper.items())} {summary['unit']}")
+
+
+@app.command("run", hidden=True)
+def run_config(config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Run the verb that the config names: what `python -m dpt_hpc.launch` calls on every rank."""
+    try:
+        raw = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {config}: cannot be read: {error}") from None
+    verbs: dict[str, Any] = {"pretrain": pretrain, "finetune": finetune}
+    task = raw.get("task") if isinstance(raw, dict) else None
+    if task not in verbs:
+        raise ConfigError(f"config {config}: task is {task!r}, expected one of {', '.join(verbs)}.")
+    verbs[task](config, overrides=overrides, resume=resume, quiet=quiet)
+
+
+@app.command(epilog="Example: `dpt-hpc evaluate runs/pretrain data/mptrj --out runs/evaluation`")
+def evaluate(
+    checkpoint: str,
+    data: list[str],
+    target: Annotated[str | None, typer.Option(help="The property that a fine-tuned network predicts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for predictions and results.")] = None,
+    allow_unknown_elements: Annotated[bool, typer.Option(help="Predict for elements that were never seen.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Errors of a trained network (a run or a checkpoint) on a dataset."""
+    from dpt_hpc.train.evaluate import evaluate_checkpoint
+
+    errors = evaluate_checkpoint(
+        checkpoint, tuple(data), target=target, out=out, allow_unknown_elements=allow_unknown_elements
+    )
+    if as_json:
+        print(json.dumps(errors))
+    else:
+        for name, value in errors.items():
+            console.print(f"{name:24} {value:.6g}")
+
+
+@app.command(epilog="Example: `dpt-hpc report runs/baseline runs/finetuned --out report.html`")
+def report(
+    runs: list[Path], out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html")
+) -> None:
+    """One self-contained HTML page of one or several runs."""
+    from dpt_hpc.report import write_report
+
+    console.print(f"wrote {write_report(runs, out)}")
+
+
+@app.command(epilog="Example: `dpt-hpc quickstart --out runs/quickstart`")
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Directory for everything that it writes.")] = Path("runs/quickstart"),
+) -> None:
+    """Ingest, pre-train, fine-tune with and without pre-training, report: on the data that ships with dpt_hpc."""
+    from dpt_hpc.quickstart import run_quickstart
+
+    run_quickstart(out, console.print, run_command_line)
+
+
+def run_command_line(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. Raises SystemExit for a user's error, with its exit code, after printing its message."""
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=arguments is None)
+    except DptError as error:
+        if os.environ.get("DPT_HPC_DEBUG"):
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        raise SystemExit(error.exit_code) from None
+
+
+def main() -> None:
+    """The console script."""
+    run_command_line()
+
+
+if __name__ == "__main__":
+    main()

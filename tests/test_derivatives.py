@@ -1,0 +1,188 @@
+"""Forces and stress are the derivatives of the energy, through the whole network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpt_hpc.errors import DataError
+from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model, predict
+from dpt_hpc.structure import Batch, Structure
+
+STEP = 1e-4  # Å or strain; the error of a central difference is about STEP^2
+
+
+def structure(positions: list[list[float]], cell: Tensor, numbers: list[int], pbc: tuple[bool, bool, bool]) -> Structure:
+    return Structure(
+        positions=torch.tensor(positions, dtype=torch.float64),
+        cell=cell.double(),
+        pbc=torch.tensor(pbc),
+        atomic_numbers=torch.tensor(numbers),
+    )
+
+
+TRICLINIC = structure(
+    [[0.1, 0.2, 0.3], [1.4, 1.1, 0.9], [2.0, 0.3, 2.2]],
+    torch.tensor([[3.1, 0.0, 0.0], [0.9, 2.9, 0.0], [-0.7, 0.5, 3.3]]),
+    [8, 22, 56],
+    (True, True, True),
+)
+ONE_ATOM = structure(
+    [[0.4, 0.1, 0.2]], torch.tensor([[2.5, 0.0, 0.2], [0.1, 2.6, 0.0], [0.3, 0.0, 2.4]]), [29], (True, True, True)
+)
+SLAB = structure(
+    [[0.0, 0.0, 5.0], [1.5, 1.4, 6.9], [0.2, 0.1, 8.7]], torch.diag(torch.tensor([3.0, 3.1, 20.0])), [42, 16, 16], (True, True, False)
+)
+MOLECULE = structure([[0.0, 0.0, 0.0], [0.0, 0.1, 1.1]], torch.eye(3) * 12, [7, 1], (False, False, False))
+SYSTEMS = {"triclinic": [TRICLINIC], "one_atom": [ONE_ATOM], "slab": [SLAB], "mixed": [SLAB, ONE_ATOM, MOLECULE, TRICLINIC]}
+
+
+@pytest.fixture(params=["exact", "table", "reference"])
+def model(request: pytest.FixtureRequest) -> EnergyModel:
+    """CGCNN as the paper sizes it, with a cutoff that keeps the test quick, in float64 and eval mode."""
+    torch.manual_seed(0)
+    options = CGCNNOptions(
+        cutoff=5.0,
+        max_neighbors=None,
+        filters="table" if request.param == "table" else "exact",
+        backend="reference" if request.param == "reference" else "native",
+    )
+    return build_model(options).double().eval()
+
+
+def batch_of(structures: list[Structure]) -> Batch:
+    return Batch.from_structures(structures, dtype=torch.float64)
+
+
+def energies(model: EnergyModel, batch: Batch) -> Tensor:
+    return predict(model, batch, forces=False, stress=False).energy.detach()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_forces_are_the_finite_differences_of_the_energy(name: str, model: EnergyModel) -> None:
+    batch = batch_of(SYSTEMS[name])
+    forces = predict(model, batch).forces
+    assert forces is not None
+    numeric = torch.zeros_like(batch.positions)
+    for i in range(batch.num_atoms):
+        for axis in range(3):
+            shift = torch.zeros_like(batch.positions)
+            shift[i, axis] = STEP
+            up, down = (
+                energies(model, replace(batch, positions=batch.positions + sign * shift)).sum() for sign in (1, -1)
+            )
+            numeric[i, axis] = -(up - down) / (2 * STEP)
+    scale = numeric.abs().max().clamp(min=1e-3)
+    assert (forces - numeric).abs().max() / scale < 1e-6
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_stress_is_the_finite_difference_of_the_energy_per_volume(name: str, model: EnergyModel) -> None:
+    batch = batch_of(SYSTEMS[name])
+    stress = predict(model, batch).stress
+    assert stress is not None
+    numeric = torch.zeros_like(batch.cell)
+    for a in range(3):
+        for b in range(3):
+            strain = torch.zeros(3, 3, dtype=torch.float64)
+            strain[a, b] += STEP / 2
+            strain[b, a] += STEP / 2
+            up, down = (energies(model, strained(batch, sign * strain)) for sign in (1, -1))
+            numeric[:, a, b] = (up - down) / (2 * STEP) / batch.volume
+    assert (stress - numeric).abs().max() / numeric.abs().max() < 1e-6
+    torch.testing.assert_close(stress, stress.transpose(1, 2))
+
+
+def strained(batch: Batch, strain: Tensor) -> Batch:
+    return replace(batch, positions=batch.positions + batch.positions @ strain, cell=batch.cell + batch.cell @ strain)
+
+
+def test_batch_equals_the_loop_over_its_structures(model: EnergyModel) -> None:
+    structures = SYSTEMS["mixed"]
+    together = predict(model, batch_of(structures))
+    alone = [predict(model, batch_of([s])) for s in structures]
+    for field in ("energy", "forces", "stress"):
+        torch.testing.assert_close(
+            getattr(together, field), torch.cat([getattr(p, field) for p in alone]), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_no_gradient_crosses_structures(model: EnergyModel) -> None:
+    batch = batch_of(SYSTEMS["mixed"])
+    positions = batch.positions.clone().requires_grad_()
+    model.train()
+    energy = predict(model, replace(batch, positions=positions), forces=False, stress=False).energy
+    for b in range(batch.num_structures):
+        (gradient,) = torch.autograd.grad(energy[b], positions, retain_graph=True)
+        assert not gradient[batch.batch != b].any()
+
+
+def test_rotation_permutation_and_wrapping_change_nothing(model: EnergyModel) -> None:
+    batch = batch_of([TRICLINIC])
+    before = predict(model, batch)
+    assert before.forces is not None
+    assert before.stress is not None
+
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    rotated = predict(model, replace(batch, positions=batch.positions @ rotation, cell=batch.cell @ rotation))
+    torch.testing.assert_close(rotated.energy, before.energy)
+    torch.testing.assert_close(rotated.forces, before.forces @ rotation)
+    torch.testing.assert_close(rotated.stress, rotation.T @ before.stress @ rotation)
+
+    order = torch.tensor([2, 0, 1])
+    permuted = predict(
+        model, replace(batch, positions=batch.positions[order], atomic_numbers=batch.atomic_numbers[order])
+    )
+    torch.testing.assert_close(permuted.energy, before.energy)
+    torch.testing.assert_close(permuted.forces, before.forces[order])
+
+    shifts = torch.tensor([[3.0, -1.0, 0.0], [0.0, 0.0, 2.0], [-4.0, 1.0, 1.0]], dtype=torch.float64)
+    moved = predict(model, replace(batch, positions=batch.positions + shifts @ batch.cell[0] + 0.3))
+    for field in ("energy", "forces", "stress"):
+        torch.testing.assert_close(getattr(moved, field), getattr(before, field))
+
+
+def test_training_gradient_is_the_finite_difference_of_the_loss(model: EnergyModel) -> None:
+    """The gradient of a gradient: d/dw of a loss on energy, forces and stress."""
+    batch = batch_of([TRICLINIC, ONE_ATOM])
+    model.train()
+
+    def loss() -> Tensor:
+        p = predict(model, batch)
+        assert p.forces is not None
+        assert p.stress is not None
+        return p.energy.square().sum() + 5 * p.forces.square().sum() + 50 * p.stress.square().sum()
+
+    parameters = [p for p in model.parameters() if p.numel() > 1]
+    gradients = torch.autograd.grad(loss(), parameters)
+    generator = torch.Generator().manual_seed(2)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        direction = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * 1e-5 * direction
+            values.append(float(loss()))
+            with torch.no_grad():
+                parameter -= sign * 1e-5 * direction
+        numeric = (values[0] - values[1]) / 2e-5
+        assert numeric == pytest.approx(float((gradient * direction).sum()), rel=1e-5, abs=1e-8)
+
+
+def test_a_structure_without_edges_has_zero_forces(model: EnergyModel) -> None:
+    lonely = structure([[0.0, 0.0, 0.0]], torch.eye(3) * 30, [3], (True, True, True))
+    p = predict(model, batch_of([lonely]))
+    assert p.forces is not None
+    assert p.energy.isfinite().all()
+    assert not p.forces.any()
+    assert p.stress is not None
+    assert not p.stress.any()
+
+
+def test_stress_without_a_volume_is_refused(model: EnergyModel) -> None:
+    flat = replace(batch_of([MOLECULE]), cell=torch.zeros(1, 3, 3, dtype=torch.float64))
+    with pytest.raises(DataError, match="structure 0: the cell has zero volume"):
+        predict(model, flat)
