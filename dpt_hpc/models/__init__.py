@@ -11,6 +11,6 @@ ModelOptions = CGCNNOptions
 """Options of every network there is; each network owns its own."""
 
 
-def build_model(options: ModelOptions) -> EnergyModel:
+def build_model(options: ModelOptions) -> Scaling:
     """A freshly initialised network for its options, wrapped with the identity scaling."""
     return Scaling(CGCNN(options))

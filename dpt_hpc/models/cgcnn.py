@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -72,10 +73,18 @@ class CGConv(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(
-        self, x: Tensor, edge_lengths: Tensor, basis: RadialBasis, table: Tensor | None, graph: RadiusGraph, backend: str
+        self,
+        x: Tensor,
+        edge_lengths: Tensor,
+        basis: RadialBasis,
+        table: Tensor | None,
+        graph: RadiusGraph,
+        backend: str,
     ) -> Tensor:
         """x (N,F), edge_lengths (E,) Å -> (N,F). table (K, radial): coefficients of the radial functions in `basis`."""
-        target, source, radial = self.weight.split([self.hidden, self.hidden, self.weight.shape[1] - 2 * self.hidden], 1)
+        target, source, radial = self.weight.split(
+            [self.hidden, self.hidden, self.weight.shape[1] - 2 * self.hidden], 1
+        )
         filters = radial.t() if table is None else table.to(radial.dtype) @ radial.t()
         return x + cgconv(
             functional.linear(x, target, self.bias),
@@ -103,7 +112,7 @@ class CGCNN(EnergyModel):
         self.embedding = nn.Linear(options.num_elements, options.hidden)
         self.convolutions = nn.ModuleList(CGConv(options.hidden, options.gaussians) for _ in range(options.layers))
         widths = [options.hidden] + [options.readout_hidden] * options.readout_layers
-        self.readout = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.readout = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(widths[-1], 1)
         basis = gaussian_basis(options.cutoff, options.gaussians, options.gaussian_width)
         table = None

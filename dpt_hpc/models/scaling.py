@@ -31,9 +31,7 @@ class Scaling(EnergyModel):
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("element_references", torch.zeros(MAX_ATOMIC_NUMBER + 1))
 
-    def set(
-        self, *, scale: float = 1.0, shift: float = 0.0, element_references: Tensor | None = None
-    ) -> None:
+    def set(self, *, scale: float = 1.0, shift: float = 0.0, element_references: Tensor | None = None) -> None:
         """scale, shift: in the label's unit · element_references (119,): eV per atom, by atomic number."""
         self.scale.fill_(scale)
         self.shift.fill_(shift)

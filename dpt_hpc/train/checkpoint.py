@@ -1,10 +1,10 @@
 """Checkpoints: complete, published atomically, and weights that load without pickle.
 
-    checkpoints/step_00001234/  model.safetensors   weights (the averaged ones where EMA is on)
-                                model.yaml          the network's options, and what it was trained on
-                                state.pt            counters, schedule, best loss, generator, EMA and raw weights
-                                optimizer.pt | deepspeed/
-    checkpoints/last, checkpoints/best              symbolic links, replaced in one step
+checkpoints/step_00001234/  model.safetensors   weights (the averaged ones where EMA is on)
+                            model.yaml          the network's options, and what it was trained on
+                            state.pt            counters, schedule, best loss, generator, EMA and raw weights
+                            optimizer.pt | deepspeed/
+checkpoints/last, checkpoints/best              symbolic links, replaced in one step
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def check_config(raw: dict[str, Any], kind: type[AnyConfig], source: str) -> Any
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        faults = [f"  {_fault(raw, kind, dict(e))}" for e in error.errors()]
+        faults: list[str] = [f"  {_fault(raw, kind, dict(e))}" for e in error.errors()]
         raise ConfigError("\n".join([f"config {source}: {len(faults)} option(s) wrong.", *faults])) from None
 
 
@@ -231,7 +231,7 @@ def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
     for part in location:
         annotation = kind.model_fields[part].annotation if hasattr(kind, "model_fields") else None
         raw = raw.get(part, {}) if isinstance(raw, dict) else {}
-        members = [m for m in get_args(annotation) if isinstance(m, type)] or [annotation]
+        members: list[Any] = [m for m in get_args(annotation) if isinstance(m, type)] or [annotation]
         tagged = [m for m in members if _tag(m) == raw.get("kind")] if len(members) > 1 else members
         kind = (tagged or members)[0]
     fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})

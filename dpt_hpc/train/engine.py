@@ -10,7 +10,8 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class TorchEngine(Engine):
         return loss, sums
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self) -> float:
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip or float("inf"))
@@ -114,7 +115,7 @@ class TorchEngine(Engine):
         path = directory / "optimizer.pt"
         if not path.exists():
             raise ConfigError(
-                f"checkpoint {directory}: written by DeepSpeed, but this run is a single process with the torch engine.\n"
+                f"checkpoint {directory}: written by DeepSpeed, but this run is one process with the torch engine.\n"
                 "Resume with the same number of ranks, or with engine.kind=deepspeed."
             )
         self._optimizer.load_state_dict(torch.load(path, weights_only=True))
@@ -201,6 +202,7 @@ class DeepSpeedEngine(Engine):
         with _quiet():
             self._engine.load_checkpoint(str(directory), tag="deepspeed")
 
+
 def build_engine(
     objective: Objective,
     world: World,
@@ -258,7 +260,8 @@ def _import_deepspeed(device: torch.device) -> Any:
             import deepspeed.ops
         except ImportError as error:
             raise EnvironmentFault(
-                f"several ranks need DeepSpeed, which cannot be imported: {error}\nInstall it with: pip install deepspeed"
+                f"several ranks need DeepSpeed, which cannot be imported: {error}\n"
+                "Install it with: pip install deepspeed"
             ) from error
     # DeepSpeed compiles deepspeed_shm_comm (75 s) whenever it makes its backend on a CPU, and a kill meanwhile leaves a
     # lock on which every later run hangs. That op serves inference_all_reduce alone, which training never calls.
@@ -268,9 +271,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]  # noqa: N801 - reads as a statement
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Warnings of DeepSpeed's own internals are not the user's to act on."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield

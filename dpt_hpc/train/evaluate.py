@@ -24,7 +24,7 @@ from dpt_hpc.train.config import (
 from dpt_hpc.train.engine import build_engine
 from dpt_hpc.train.finetune import check_target
 from dpt_hpc.train.loop import Data, collect_predictions, evaluate
-from dpt_hpc.train.monitor import write_json
+from dpt_hpc.train.monitor import write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.world import World
 
@@ -46,8 +46,9 @@ def evaluate_checkpoint(
     unknown = [SYMBOLS[z] for z in dataset.elements if z not in load_card(checkpoint).elements]
     if unknown and not allow_unknown_elements:
         raise DataError(
-            f"{', '.join(data)}: contains {', '.join(unknown)}, which {find_checkpoint(checkpoint)} was not trained on.\n"
-            "Its predictions for them would be those of random weights. Use --allow-unknown-elements to see them anyway."
+            f"{', '.join(data)}: contains {', '.join(unknown)}; {find_checkpoint(checkpoint)} was not trained on them.\n"
+            "Its predictions for them would be those of random weights.\n"
+            "Use --allow-unknown-elements to see them anyway."
         )
     model = load_model(checkpoint)
     options: dict[str, Any] = {"run_dir": str(out or ""), "data": DataOptions(path=data)}
@@ -72,6 +73,6 @@ def evaluate_checkpoint(
         predictions = collect_predictions(objective, engine, source, everything, config)
         assert predictions is not None
         out.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(out / "predictions_test.npz", **predictions)
+        write_arrays(out / "predictions_test.npz", predictions)
         write_json(out / "results.json", {"task": "evaluate", "checkpoint": checkpoint, "data": data, "test": errors})
     return errors

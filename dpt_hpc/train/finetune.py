@@ -61,8 +61,8 @@ def check_target(dataset: Dataset, target: str) -> None:
     """Refuse a target that the dataset does not have."""
     if target not in dataset.property_names:
         raise DataError(
-            f"objective.target is {target!r}, but the dataset has {', '.join(dataset.property_names) or 'no properties'}.\n"
-            "Set objective.target to one of them."
+            f"objective.target is {target!r}, but the dataset has "
+            f"{', '.join(dataset.property_names) or 'no properties'}.\nSet objective.target to one of them."
         )
 
 
@@ -75,7 +75,8 @@ class Loaded:
     skipped: tuple[str, ...]
 
     def describe(self, path: str) -> str:
-        lines = [f"pre-trained {path}: {len(self.loaded)} tensors loaded, {len(self.reset)} reset, {len(self.skipped)} skipped"]
+        counts = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("loaded", "reset", "skipped"))
+        lines = [f"pre-trained {path}: tensors {counts}"]
         for name in ("loaded", "reset", "skipped"):
             tensors = getattr(self, name)
             lines += [f"  {name}: {', '.join(tensors)}"] if tensors else []

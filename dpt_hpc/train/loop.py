@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from dpt_hpc.data.sampler import Sampler
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import DptError
+from dpt_hpc.models import EnergyModel
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import ModelCard, load_state, point, prune, save_checkpoint
 from dpt_hpc.train.config import RunConfig
@@ -72,9 +73,7 @@ class Trainer:
             min_lr=schedule.min_learning_rate,
         )
         decay = config.training.ema_decay
-        self.average = (
-            AveragedModel(self.objective.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-        )
+        self.average = AveragedModel(self.objective.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.epoch = 1
         self.step_in_epoch = 0
         self.step = 0
@@ -162,7 +161,7 @@ class Trainer:
         """The objective around the weights that count: the averaged ones where EMA is on."""
         if self.average is None:
             return self.objective
-        return self.objective.around(self.average.module)
+        return self.objective.around(cast(EnergyModel, self.average.module))
 
     def validate(self) -> dict[str, float]:
         """Mean errors over the validation part, all ranks taking their share."""
@@ -227,9 +226,7 @@ def zeros(objective: Objective) -> Counter[str]:
     return Counter(dict.fromkeys(objective.sum_names, 0.0))
 
 
-def evaluate(
-    objective: Objective, engine: Engine, data: Data, indices: Indices, config: RunConfig
-) -> dict[str, float]:
+def evaluate(objective: Objective, engine: Engine, data: Data, indices: Indices, config: RunConfig) -> dict[str, float]:
     """Loss and mean absolute errors over `indices`."""
     was_training = objective.training
     objective.eval()

@@ -16,7 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
@@ -32,7 +34,11 @@ def describe_environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -50,6 +56,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write and rename, so that a reader never sees half a file. NaN is refused by JSON: it becomes null."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """A compressed npz, written and renamed like `write_json`."""
+    temporary = path.with_name(f".{path.name}")
+    np.savez_compressed(temporary, allow_pickle=False, **arrays)
     os.replace(temporary, path)
 
 
@@ -82,10 +95,15 @@ class Monitor:
             return
         from torch.utils.tensorboard import SummaryWriter  # half a second that other commands need not pay
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
         self._log = _reopened(run_dir / "metrics.jsonl", step)
         if self._console.is_terminal and not quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._task = self._bar.add_task("training", total=total_steps, completed=step, note="")
             self._bar.start()

@@ -175,9 +175,7 @@ class Denoising(Objective):
             np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, index])).normal(
                 scale=self.options.noise_scale, size=(atoms, 3)
             )
-            for index, atoms in zip(
-                batch.structure_index.tolist(), batch.atoms_per_structure.tolist(), strict=True
-            )
+            for index, atoms in zip(batch.structure_index.tolist(), batch.atoms_per_structure.tolist(), strict=True)
         ]
         values = np.concatenate(draws) if draws else np.zeros((0, 3))
         return torch.from_numpy(values).to(batch.positions)

@@ -28,7 +28,7 @@ from dpt_hpc.train.config import (
 )
 from dpt_hpc.train.engine import Engine, build_engine
 from dpt_hpc.train.loop import Data, Trainer, collect_predictions, evaluate
-from dpt_hpc.train.monitor import Monitor, describe_environment, write_json
+from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.references import fit_scaling
 from dpt_hpc.train.world import World
@@ -95,7 +95,14 @@ class Run:
     """One run directory, from an empty one (or a checkpoint in it) to results.json."""
 
     def __init__(
-        self, config: PretrainConfig | FinetuneConfig, seed: int, run_dir: Path, world: World, *, resume: bool, quiet: bool
+        self,
+        config: PretrainConfig | FinetuneConfig,
+        seed: int,
+        run_dir: Path,
+        world: World,
+        *,
+        resume: bool,
+        quiet: bool,
     ) -> None:
         self.config, self.seed, self.run_dir, self.world, self.quiet = config, seed, run_dir, world, quiet
         self.resume = resume and (run_dir / "checkpoints" / "last").exists()
@@ -177,7 +184,7 @@ class Run:
         write_json(self.run_dir / "run.json", facts)
         ids = dataset.structure_ids
         parts = {"train": split.train, "validation": split.validation, "test": split.test}
-        np.savez_compressed(self.run_dir / "split.npz", **{k: ids[v].astype(str) for k, v in parts.items()})
+        write_arrays(self.run_dir / "split.npz", {k: ids[v].astype(str) for k, v in parts.items()})
 
     def _conclude(
         self, trainer: Trainer, engine: Engine, data: Data, facts: dict[str, Any], clock: float, monitor: Monitor
@@ -199,7 +206,7 @@ class Run:
             results[part] = evaluate(chosen, engine, data, indices, self.config)
             predictions = collect_predictions(chosen, engine, data, indices, self.config)
             if predictions is not None:
-                np.savez_compressed(self.run_dir / f"predictions_{part}.npz", **predictions)
+                write_arrays(self.run_dir / f"predictions_{part}.npz", predictions)
         if engine.rank == 0:
             write_json(self.run_dir / "results.json", results)
             finished = datetime.now(timezone.utc).isoformat(timespec="seconds")

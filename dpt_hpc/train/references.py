@@ -24,9 +24,7 @@ def fit_scaling(scaling: Scaling, options: DerivativesOptions | DenoisingOptions
         residual = energy - composition @ references if references is not None else energy
         spread = float(np.std(residual / composition.sum(1))) if options.normalise else 1.0
         _check_spread(spread, "energy per atom")
-        scaling.set(
-            scale=spread, element_references=None if references is None else torch.from_numpy(references)
-        )
+        scaling.set(scale=spread, element_references=None if references is None else torch.from_numpy(references))
     elif isinstance(options, PropertyOptions) and options.normalise:
         target = torch.cat([b.target[b.target_mask] for b in _blocks(data)]).double()
         spread = float(target.std(correction=0))
