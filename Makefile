@@ -9,6 +9,8 @@ SHELL := /bin/bash
 # CUDA if PIP_EXTRA_INDEX_URL names the CPU index that PyTorch's installation page gives.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Where `make quickstart` writes.
+OUT ?= runs/quickstart
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ help: ## this list
 
 quickstart: setup ## set-up, then ingest, pre-train, fine-tune and report on the sample data (no network, no GPU)
 	@echo "== Quickstart: the main job on the data that ships with dpt_hpc"
-	@$(BIN)/dpt-hpc quickstart
+	@$(BIN)/dpt-hpc quickstart --out $(OUT)
 
 test: setup ## set-up, then every test
 	@echo "== Tests, all of them (the quick ones alone: $(BIN)/pytest -m 'not slow')"

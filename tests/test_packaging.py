@@ -70,7 +70,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sdist, cwd=folder)
+    pip("wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sdist, cwd=folder)
     (archive,) = folder.glob("dpt_hpc-*.whl")
     return archive
 
@@ -92,7 +92,8 @@ def test_wheel_holds_the_package_its_data_and_its_command(wheel: Path) -> None:
     assert "dpt_hpc/py.typed" in names
     assert "dpt_hpc/_C.pyi" in names
     assert [n for n in names if n.startswith("dpt_hpc/_C.") and n.endswith(".so")]
-    assert [n for n in names if n.endswith((".h5", ".json"))], "the quickstart's sample data"
+    assert "dpt_hpc/configs/quickstart/pretrain.yaml" in names
+    assert [n for n in names if n.startswith("dpt_hpc/sample/") and n.endswith(".h5")], "the quickstart's data"
     assert [n for n in names if n.endswith("licenses/LICENSE")]
     assert not [n for n in names if n.startswith(("csrc/", "tests/")) or n.endswith((".cpp", ".cu"))]
     assert wheel.stat().st_size < 8_000_000
