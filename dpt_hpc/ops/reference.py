@@ -1,0 +1,77 @@
+"""Slow plain twins of the native operations: the oracle of the tests, and the backend "reference"."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from dpt_hpc.ops.radius_graph import RadiusGraph
+
+
+def radius_graph(
+    positions: Tensor,
+    cell: Tensor,
+    pbc: Tensor,
+    atom_ptr: Tensor,
+    cutoff: float,
+    max_neighbors: int | None = None,
+    max_images: int | None = None,
+) -> RadiusGraph:
+    """Brute force over all images that can matter, in float64; arguments as `dpt_hpc.ops.radius_graph`.
+
+    Holds (atoms x atoms x images) distances of one structure at a time.
+    """
+    sources, targets, shifts, lengths = [], [], [], []
+    for b in range(cell.shape[0]):
+        first, last = int(atom_ptr[b]), int(atom_ptr[b + 1])
+        x, lattice = positions[first:last].detach().double(), cell[b].detach().double()
+        if last == first:
+            continue
+        reach = image_reach(x, lattice, pbc[b], cutoff)
+        if max_images is not None:
+            reach = [min(r, max_images) for r in reach]
+        images = torch.tensor(list(itertools.product(*(range(-r, r + 1) for r in reach))), dtype=torch.float64)
+        difference = x[None, :, :] - x[:, None, :]
+        vectors = difference[:, :, None, :] + images @ lattice
+        squares = vectors.square().sum(-1)
+        home = images.eq(0).all(1)
+        atoms = torch.arange(last - first)
+        squares[atoms[:, None], atoms[:, None], home[None, :].nonzero()[:, 1]] = torch.inf
+        target, source, image = (squares <= cutoff * cutoff).nonzero(as_tuple=True)
+        sources.append(source + first)
+        targets.append(target + first)
+        shifts.append(images[image].to(torch.int32))
+        lengths.append(squares[target, source, image])
+    num_atoms = positions.shape[0]
+    source, target = (torch.cat(v) if v else torch.empty(0, dtype=torch.int64) for v in (sources, targets))
+    shift = torch.cat(shifts) if shifts else torch.empty((0, 3), dtype=torch.int32)
+    counts = torch.bincount(target, minlength=num_atoms)
+    truncated = 0
+    if max_neighbors is not None:
+        truncated = int((counts > max_neighbors).sum())
+        square = torch.cat(lengths) if lengths else torch.empty(0, dtype=torch.float64)
+        by_distance = torch.argsort(square, stable=True)
+        by_row = by_distance[torch.argsort(target[by_distance], stable=True)]
+        starts = counts.cumsum(0) - counts
+        place = torch.arange(by_row.shape[0]) - starts[target[by_row]]
+        kept = by_row[place < max_neighbors].sort().values
+        source, target, shift = source[kept], target[kept], shift[kept]
+        counts = counts.clamp(max=max_neighbors)
+    target_ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return RadiusGraph(torch.stack([source, target]), shift, target_ptr, truncated)
+
+
+def image_reach(x: Tensor, lattice: Tensor, pbc: Tensor, cutoff: float) -> list[int]:
+    """The largest |shift| per axis that any pair of the atoms x (n,3) within the cutoff can have."""
+    reach = [0, 0, 0]
+    axes = [a for a in range(3) if bool(pbc[a])]
+    if axes:
+        # Columns are dual vectors within the span of the periodic ones: their lengths are 1 / height.
+        dual = torch.linalg.pinv(lattice[axes])
+        fractions = x @ dual
+        spread = fractions.amax(0) - fractions.amin(0) + cutoff * dual.norm(dim=0)
+        for column, a in enumerate(axes):
+            reach[a] = int(torch.floor(spread[column] + 1e-6))
+    return reach
