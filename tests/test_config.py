@@ -1,0 +1,99 @@
+"""Configs: what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.quickstart import configs
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, load_config, save_config
+
+PRESETS = sorted(configs().rglob("*.yaml"))
+CGCNN = configs() / "pretrain" / "cgcnn_1_500_500.yaml"
+JDFT = configs() / "finetune" / "cgcnn_jdft.yaml"
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_presets_are_valid_and_survive_saving(path: Path, tmp_path: Path) -> None:
+    kind = PretrainConfig if "task: pretrain" in path.read_text() else FinetuneConfig
+    config = load_config(path, kind)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", kind) == config
+
+
+def test_the_faithful_preset_is_the_paper() -> None:
+    config = load_config(CGCNN, PretrainConfig)
+    assert (config.model.cutoff, config.model.max_neighbors, config.model.hidden, config.model.layers) == (
+        8.0,
+        250,
+        100,
+        4,
+    )
+    assert (config.model.gaussians, config.model.gaussian_width, config.model.filters) == (50, 0.05, "exact")
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (2e-3, 0.01)
+    assert (config.training.batch_size, config.training.epochs, config.training.clip_norm) == (50, 100, 10.0)
+    assert config.training.ema_decay is None
+    assert not config.objective.element_references  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", r"training\.epoch: unknown option; did you mean training\.epochs\?"),
+        ("trainig.epochs=3", r"trainig: unknown option; did you mean training\?"),
+        ("model.cutof=3", r"model\.cutof: unknown option; did you mean model\.cutoff\?"),
+        (
+            "objective.force_weight=3",
+            r"objective\.force_weight: unknown option; did you mean objective\.forces_weight\?",
+        ),
+        ("objective.kind=forces", r"objective.*derivatives.*derivative_denoising"),
+        ("training.epochs=0", r"training\.epochs: .*greater than or equal to 1; got 0"),
+        ("training.batch_size=many", r"training\.batch_size: .*integer.*got 'many'"),
+        ("data.split.train=0.9", r"data\.split: .*train \+ validation \+ test is 1\.1, expected 1"),
+        ("engine.zero_stage=3", r"engine\.zero_stage: "),
+        ("seed", r"--set seed: expected KEY=VALUE"),
+        ("seed.x=1", r"--set seed\.x=1: seed is a value, not a group of options"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_its_place(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(CGCNN, PretrainConfig, [override])
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="2 option") as caught:
+        load_config(CGCNN, PretrainConfig, ["training.epochs=-1", "optimizer.lr=1"])
+    assert "training.epochs" in str(caught.value)
+    assert "optimizer.lr" in str(caught.value)
+
+
+def test_all_weights_zero_is_refused() -> None:
+    zero = [f"objective.{label}_weight=0" for label in ("energy", "forces", "stress")]
+    with pytest.raises(ConfigError, match="nothing to learn"):
+        load_config(CGCNN, PretrainConfig, zero)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+        load_config(tmp_path / "nowhere.yaml", PretrainConfig)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
+        load_config(broken, PretrainConfig)
+    broken.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected a mapping of options, got list"):
+        load_config(broken, PretrainConfig)
+
+
+def test_a_required_option_is_named(tmp_path: Path) -> None:
+    short = tmp_path / "short.yaml"
+    short.write_text("run_dir: runs/x\ndata: {path: d}\n")
+    with pytest.raises(ConfigError, match=r"objective: required, but not given"):
+        load_config(short, FinetuneConfig)
+
+
+def test_repeated_seeds_are_refused() -> None:
+    with pytest.raises(ConfigError, match="seeds"):
+        load_config(JDFT, FinetuneConfig, ["seeds=[1, 1]"])
