@@ -1,0 +1,443 @@
+// The rows of the CGConv message: all edges of one target, forward, first and second backward.
+// Included by cgconv.cpp, once per processor level. Arrays are padded: a node row holds the gate in [0, P)
+// and the filter in [P, 2P), P the channels rounded up to whole vectors; padding is zero.
+//
+// With m = sigmoid(g) softplus(s), (g|s) = A_i + B_j + C(d), C(d) = sum_k phi_k(d) T_k and u_i = w_i Y_i
+// (w_i = 1/n_i for the mean, 1 for the sum):
+//   forward          y_i = w_i sum m
+//   first backward   a = u (m_g, m_s): sums of a by target and by source, <a, C'>, sum phi_k a
+//   second backward  along t = alpha_i + beta_j + delta C' + sum_k phi_k Theta_k:
+//                    to Y_i: w_i sum (m_g t_g + m_s t_s); b = u (Hessian of m) t: sums of b by target and
+//                    source; to T_k: phi_k b + delta phi'_k a; to d: <b, C'> + delta <a, C''> + <a, sum_k
+//                    phi'_k Theta_k>
+#pragma once
+
+#include "simd.h"
+
+namespace dpt {
+namespace {
+
+enum class Pass { kForward, kBackward, kDoubleBackward };
+
+// One call with packed arrays. Null outputs are not wanted; null alpha, beta, delta and theta are zero.
+template <class T>
+struct RowTask {
+  int64_t padded;  // P
+  bool mean;
+  const int64_t* target_ptr;
+  const int64_t* source;
+  const T* length;
+  int64_t count;  // of basis functions
+  T start, spacing, width;
+  T window;  // Gaussians further than this from an edge's length are below rounding
+  const T *a, *b, *table;
+  const T* y;  // Y, not weighted
+  const T *alpha, *beta, *delta, *theta;
+  T* out_y;       // (N,P) y, or the gradient of Y
+  T* out_a;       // (N,2P)
+  T* out_length;  // (E,)
+};
+
+// What a chunk of rows adds to; private to a thread.
+template <class T>
+struct Sums {
+  T* by_source;  // (N,2P)
+  T* table;      // (count,2P)
+};
+
+// Buffers for the longest row, reused from row to row.
+template <class T>
+struct RowScratch {
+  int64_t* edge;  // edges of the row, in order of length
+  T* length;      // of those
+  T* delta;       // of those
+  int64_t* base;  // splines: row of the first tap, times 2P
+  T* weights;     // splines: 3 x n x 4, values, slopes and curvatures; Gaussians: 3 x 4 x padded count
+  T* rows;        // 4 x P: u, and sums over the row
+};
+
+// Splines: four taps per edge.
+template <class T, int EB>
+struct SplineTaps {
+  const T* weights[3];
+  const int64_t* base;
+  int64_t stride;  // 2P
+
+  template <int Order>
+  inline void sum(const T* table, int64_t column, Vec<T> (&g)[EB], Vec<T> (&s)[EB]) const {
+#pragma GCC unroll 4
+    for (int e = 0; e < EB; ++e) {
+      const T* row = table + base[e] + column;
+      const T* filter = row + stride / 2;
+      const T* w = weights[Order] + 4 * e;
+      g[e] = w[0] * load(row);
+      s[e] = w[0] * load(filter);
+#pragma GCC unroll 3
+      for (int m = 1; m < 4; ++m) {
+        g[e] += w[m] * load(row + m * stride);
+        s[e] += w[m] * load(filter + m * stride);
+      }
+    }
+  }
+  // table += sum_e phi_e x_e + phi'_e z_e, the second only where Slopes.
+  template <bool Slopes>
+  inline void add(T* table, int64_t column, const Vec<T> (&xg)[EB], const Vec<T> (&xs)[EB],
+                  const Vec<T> (&zg)[EB], const Vec<T> (&zs)[EB]) const {
+#pragma GCC unroll 4
+    for (int e = 0; e < EB; ++e) {
+      T* row = table + base[e] + column;
+      T* filter = row + stride / 2;
+      const T *w = weights[0] + 4 * e, *w1 = weights[1] + 4 * e;
+#pragma GCC unroll 4
+      for (int m = 0; m < 4; ++m) {
+        Vec<T> g = load(row + m * stride) + w[m] * xg[e], s = load(filter + m * stride) + w[m] * xs[e];
+        if constexpr (Slopes) {
+          g += w1[m] * zg[e];
+          s += w1[m] * zs[e];
+        }
+        store(row + m * stride, g);
+        store(filter + m * stride, s);
+      }
+    }
+  }
+};
+
+// Gaussians: all columns of the window that the edges of a block share.
+template <class T, int EB>
+struct GaussianTaps {
+  const T* weights[3];
+  int64_t first, last;  // columns [first, last)
+  int64_t pitch;        // of weights, from edge to edge
+  int64_t stride;       // 2P
+
+  template <int Order>
+  inline void sum(const T* table, int64_t column, Vec<T> (&g)[EB], Vec<T> (&s)[EB]) const {
+#pragma GCC unroll 4
+    for (int e = 0; e < EB; ++e) g[e] = s[e] = Vec<T>{};
+    const T* w = weights[Order];
+    const T* row = table + column;
+    for (int64_t k = first; k < last; ++k) {
+      const Vec<T> tg = load(row + k * stride), ts = load(row + k * stride + stride / 2);
+#pragma GCC unroll 4
+      for (int e = 0; e < EB; ++e) {
+        g[e] += w[e * pitch + k] * tg;
+        s[e] += w[e * pitch + k] * ts;
+      }
+    }
+  }
+  template <bool Slopes>
+  inline void add(T* table, int64_t column, const Vec<T> (&xg)[EB], const Vec<T> (&xs)[EB],
+                  const Vec<T> (&zg)[EB], const Vec<T> (&zs)[EB]) const {
+    T* row = table + column;
+    for (int64_t k = first; k < last; ++k) {
+      Vec<T> g = load(row + k * stride), s = load(row + k * stride + stride / 2);
+#pragma GCC unroll 4
+      for (int e = 0; e < EB; ++e) {
+        const T w = weights[0][e * pitch + k];
+        g += w * xg[e];
+        s += w * xs[e];
+        if constexpr (Slopes) {
+          const T w1 = weights[1][e * pitch + k];
+          g += w1 * zg[e];
+          s += w1 * zs[e];
+        }
+      }
+      store(row + k * stride, g);
+      store(row + k * stride + stride / 2, s);
+    }
+  }
+};
+
+// EB edges of target i, forward. sums (P): of m.
+template <class T, int EB, class Taps>
+inline void forward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge, int64_t i, T* sums) {
+  const int64_t P = task.padded;
+  const T* a = task.a + i * 2 * P;
+  const T* b[EB];
+  for (int e = 0; e < EB; ++e) b[e] = task.b + task.source[edge[e]] * 2 * P;
+  for (int64_t v = 0; v < P; v += Simd<T>::kLanes) {
+    Vec<T> cg[EB], cs[EB];
+    taps.template sum<0>(task.table, v, cg, cs);
+    const Vec<T> ag = load(a + v), as = load(a + P + v);
+    Vec<T> total = load(sums + v);
+#pragma GCC unroll 4
+    for (int e = 0; e < EB; ++e) {
+      const Gate<T> m(ag + load(b[e] + v) + cg[e], as + load(b[e] + P + v) + cs[e]);
+      total += m.sigmoid * m.softplus;
+    }
+    store(sums + v, total);
+  }
+}
+
+// First backward. u (P): the weighted Y of the row · sums (2P): of m_g and m_s.
+template <class T, int EB, bool WantTable, bool WantLength, class Taps>
+inline void backward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge, int64_t i,
+                           const T* u, T* sums, const Sums<T>& out) {
+  const int64_t P = task.padded;
+  const T* a = task.a + i * 2 * P;
+  const T* b[EB];
+  T* to_b[EB];
+  for (int e = 0; e < EB; ++e) {
+    b[e] = task.b + task.source[edge[e]] * 2 * P;
+    to_b[e] = out.by_source ? out.by_source + task.source[edge[e]] * 2 * P : nullptr;
+  }
+  Vec<T> along[EB] = {};
+  for (int64_t v = 0; v < P; v += Simd<T>::kLanes) {
+    Vec<T> cg[EB], cs[EB], xg[EB], xs[EB];
+    taps.template sum<0>(task.table, v, cg, cs);
+    const Vec<T> ag = load(a + v), as = load(a + P + v), uv = load(u + v);
+    Vec<T> total_g = load(sums + v), total_s = load(sums + P + v);
+#pragma GCC unroll 4
+    for (int e = 0; e < EB; ++e) {
+      const Gate<T> m(ag + load(b[e] + v) + cg[e], as + load(b[e] + P + v) + cs[e]);
+      xg[e] = m.d_sigmoid() * m.softplus;
+      xs[e] = m.sigmoid * m.d_softplus();
+      total_g += xg[e];
+      total_s += xs[e];
+      xg[e] *= uv;
+      xs[e] *= uv;
+    }
+    store(sums + v, total_g);
+    store(sums + P + v, total_s);
+    if (out.by_source) {
+      for (int e = 0; e < EB; ++e) {
+        store(to_b[e] + v, load(to_b[e] + v) + xg[e]);
+        store(to_b[e] + P + v, load(to_b[e] + P + v) + xs[e]);
+      }
+    }
+    if constexpr (WantLength) {
+      taps.template sum<1>(task.table, v, cg, cs);
+#pragma GCC unroll 4
+      for (int e = 0; e < EB; ++e) along[e] += xg[e] * cg[e] + xs[e] * cs[e];
+    }
+    if constexpr (WantTable) taps.template add<false>(out.table, v, xg, xs, xg, xs);
+  }
+  if constexpr (WantLength)
+    for (int e = 0; e < EB; ++e) task.out_length[edge[e]] = sum_lanes<T>(along[e]);
+}
+
+// Second backward. sums (3P): the tangent of m, and the Hessian of m along t (gate, filter), all without u.
+template <class T, int EB, bool WantTable, bool WantLength, class Taps>
+inline void double_backward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge,
+                                  const T* delta, int64_t i, const T* u, T* sums, const Sums<T>& out) {
+  const int64_t P = task.padded;
+  const T *a = task.a + i * 2 * P, *alpha = task.alpha + i * 2 * P;
+  const T *b[EB], *beta[EB];
+  T* to_b[EB];
+  for (int e = 0; e < EB; ++e) {
+    const int64_t offset = task.source[edge[e]] * 2 * P;
+    b[e] = task.b + offset;
+    beta[e] = task.beta + offset;
+    to_b[e] = out.by_source + offset;
+  }
+  Vec<T> along[EB] = {};
+  for (int64_t v = 0; v < P; v += Simd<T>::kLanes) {
+    Vec<T> cg[EB], cs[EB], slope_g[EB], slope_s[EB];
+    taps.template sum<0>(task.table, v, cg, cs);
+    taps.template sum<1>(task.table, v, slope_g, slope_s);
+    Vec<T> tg[EB], ts[EB];
+    if (task.theta) {
+      taps.template sum<0>(task.theta, v, tg, ts);
+    } else {
+#pragma GCC unroll 4
+      for (int e = 0; e < EB; ++e) tg[e] = ts[e] = Vec<T>{};
+    }
+    const Vec<T> ag = load(a + v), as = load(a + P + v), uv = load(u + v);
+    const Vec<T> alpha_g = load(alpha + v), alpha_s = load(alpha + P + v);
+    Vec<T> tangent = load(sums + v), total_g = load(sums + P + v), total_s = load(sums + 2 * P + v);
+    Vec<T> xg[EB], xs[EB];  // a, then a times delta
+#pragma GCC unroll 4
+    for (int e = 0; e < EB; ++e) {
+      const Gate<T> m(ag + load(b[e] + v) + cg[e], as + load(b[e] + P + v) + cs[e]);
+      const Vec<T> d_sigmoid = m.d_sigmoid(), d_softplus = m.d_softplus();
+      const Vec<T> m_g = d_sigmoid * m.softplus, m_s = m.sigmoid * d_softplus;
+      tg[e] += alpha_g + load(beta[e] + v) + delta[e] * slope_g[e];
+      ts[e] += alpha_s + load(beta[e] + P + v) + delta[e] * slope_s[e];
+      tangent += m_g * tg[e] + m_s * ts[e];
+      xg[e] = uv * m_g;
+      xs[e] = uv * m_s;
+      const Vec<T> m_gs = d_sigmoid * d_softplus;
+      const Vec<T> hg = m_g * m.sign_term() * tg[e] + m_gs * ts[e];
+      const Vec<T> hs = m_gs * tg[e] + m.sigmoid * m.dd_softplus() * ts[e];
+      total_g += hg;
+      total_s += hs;
+      tg[e] = uv * hg;  // from here on b
+      ts[e] = uv * hs;
+      store(to_b[e] + v, load(to_b[e] + v) + tg[e]);
+      store(to_b[e] + P + v, load(to_b[e] + P + v) + ts[e]);
+    }
+    store(sums + v, tangent);
+    store(sums + P + v, total_g);
+    store(sums + 2 * P + v, total_s);
+    if constexpr (WantLength) {
+      taps.template sum<2>(task.table, v, cg, cs);
+#pragma GCC unroll 4
+      for (int e = 0; e < EB; ++e)
+        along[e] += tg[e] * slope_g[e] + ts[e] * slope_s[e] + delta[e] * (xg[e] * cg[e] + xs[e] * cs[e]);
+      if (task.theta) {
+        taps.template sum<1>(task.theta, v, cg, cs);
+#pragma GCC unroll 4
+        for (int e = 0; e < EB; ++e) along[e] += xg[e] * cg[e] + xs[e] * cs[e];
+      }
+    }
+    if constexpr (WantTable) {
+#pragma GCC unroll 4
+      for (int e = 0; e < EB; ++e) {
+        xg[e] *= delta[e];
+        xs[e] *= delta[e];
+      }
+      taps.template add<true>(out.table, v, tg, ts, xg, xs);
+    }
+  }
+  if constexpr (WantLength)
+    for (int e = 0; e < EB; ++e) task.out_length[edge[e]] = sum_lanes<T>(along[e]);
+}
+
+// Puts the edges [begin, end) in the order of a coarse bin of their lengths (stable), so that neighbours in
+// that order read the same rows of the table, and Gaussian windows are shared. The order depends on the row
+// alone.
+template <class T>
+inline void sort_row(const RowTask<T>& task, int64_t begin, int64_t end, RowScratch<T>& scratch) {
+  constexpr int kBins = 64;
+  int64_t offset[kBins + 1] = {};
+  const T scale = T(kBins) / (task.spacing * T(task.count));
+  const auto bin = [&](T length) {
+    const T x = (length - task.start) * scale;
+    return x >= T(kBins - 1) ? kBins - 1 : x > T(0) ? static_cast<int>(x) : 0;  // NaN: 0
+  };
+  for (int64_t e = begin; e < end; ++e) ++offset[bin(task.length[e]) + 1];
+  for (int k = 1; k <= kBins; ++k) offset[k] += offset[k - 1];
+  for (int64_t e = begin; e < end; ++e) {
+    const int64_t slot = offset[bin(task.length[e])]++;
+    scratch.edge[slot] = e;
+    scratch.length[slot] = task.length[e];
+    scratch.delta[slot] = task.delta ? task.delta[e] : T(0);
+  }
+}
+
+// Uniform cubic B-splines: four taps per edge; those outside the table have weight zero.
+template <class T>
+inline void spline_weights(const RowTask<T>& task, int64_t n, RowScratch<T>& scratch) {
+  const T inverse = T(1) / task.spacing;
+  T *value = scratch.weights, *slope = value + 4 * n, *curvature = slope + 4 * n;
+  const T last = T(task.count);
+  for (int64_t e = 0; e < n; ++e) {
+    const T x = (scratch.length[e] - task.start) * inverse;
+    const T clamped = x < T(-3) ? T(-3) : x > last + T(3) ? last + T(3) : x;  // beyond, all taps are zero
+    const int64_t knot = clamped == clamped ? static_cast<int64_t>(clamped + T(4)) - 4 : 0;
+    const T t = clamped - T(knot), r = T(1) - t;
+    const T v[4] = {r * r * r * T(1. / 6), T(2. / 3) - t * t * (T(1) - T(0.5) * t),
+                    T(2. / 3) - r * r * (T(1) - T(0.5) * r), t * t * t * T(1. / 6)};
+    const T s[4] = {T(-0.5) * r * r, t * (T(1.5) * t - T(2)), r * (T(2) - T(1.5) * r), T(0.5) * t * t};
+    const T c[4] = {r, T(3) * t - T(2), T(3) * r - T(2), t};
+    const int64_t first = knot - 1, most = task.count - 4;
+    const int64_t base = first < 0 ? 0 : first > most ? most : first;
+    for (int m = 0; m < 4; ++m) {
+      const int64_t tap = base + m - first;
+      const bool inside = tap >= 0 && tap < 4;
+      value[4 * e + m] = inside ? v[tap] : T(0);
+      slope[4 * e + m] = inside ? s[tap] * inverse : T(0);
+      curvature[4 * e + m] = inside ? c[tap] * (inverse * inverse) : T(0);
+    }
+    scratch.base[e] = base * 2 * task.padded;
+  }
+}
+
+// Gaussians of EB edges, on the columns that matter to any of them.
+template <class T, int EB>
+inline GaussianTaps<T, EB> gaussian_taps(const RowTask<T>& task, const T* length, T* weights, int orders) {
+  constexpr int lanes = Simd<T>::kLanes;
+  const int64_t pitch = (task.count + lanes - 1) / lanes * lanes;
+  GaussianTaps<T, EB> taps{{weights, weights + 4 * pitch, weights + 8 * pitch}, 0, 0, pitch, 2 * task.padded};
+  T low = length[0], high = length[0];
+  bool finite = true;
+  for (int e = 0; e < EB; ++e) {
+    low = length[e] < low ? length[e] : low;
+    high = length[e] > high ? length[e] : high;
+    finite = finite && length[e] - length[e] == T(0);
+  }
+  const T inverse = T(1) / task.spacing, count = T(task.count);
+  T first = (low - task.window - task.start) * inverse,
+    last = (high + task.window - task.start) * inverse + T(2);
+  first = finite && first > T(0) ? first : T(0);
+  last = finite && last < count ? last : count;
+  taps.first = static_cast<int64_t>(first < count ? first : count);
+  taps.last = static_cast<int64_t>(last > T(0) ? last : T(0));
+  const T over = T(1) / task.width;
+  Vec<T> ramp;
+  for (int k = 0; k < lanes; ++k) ramp[k] = T(k);
+  for (int64_t k = taps.first / lanes * lanes; k < taps.last; k += lanes) {
+    const Vec<T> centre = (ramp + T(k)) * task.spacing + task.start;
+    for (int e = 0; e < EB; ++e) {
+      const Vec<T> x = (length[e] - centre) * over;
+      const Vec<T> value = exp_negative<T>(T(-0.5) * x * x);
+      store(weights + e * pitch + k, value);
+      if (orders > 1) store(weights + (4 + e) * pitch + k, -over * x * value);
+      if (orders > 2) store(weights + (8 + e) * pitch + k, (over * over) * (x * x - T(1)) * value);
+    }
+  }
+  return taps;
+}
+
+template <class T, bool Spline, Pass P, bool WantTable, bool WantLength, int EB>
+inline void block(const RowTask<T>& task, int64_t e, int64_t n, int64_t i, RowScratch<T>& scratch,
+                  const Sums<T>& out) {
+  const T* u = scratch.rows;
+  T* sums = scratch.rows + task.padded;
+  const int64_t* edge = scratch.edge + e;
+  const auto run = [&](const auto& taps) __attribute__((always_inline)) {
+    if constexpr (P == Pass::kForward) forward_block<T, EB>(task, taps, edge, i, sums);
+    if constexpr (P == Pass::kBackward)
+      backward_block<T, EB, WantTable, WantLength>(task, taps, edge, i, u, sums, out);
+    if constexpr (P == Pass::kDoubleBackward)
+      double_backward_block<T, EB, WantTable, WantLength>(task, taps, edge, scratch.delta + e, i, u, sums,
+                                                          out);
+  };
+  if constexpr (Spline) {
+    const T* w = scratch.weights + 4 * e;
+    run(SplineTaps<T, EB>{{w, w + 4 * n, w + 8 * n}, scratch.base + e, 2 * task.padded});
+  } else {
+    run(gaussian_taps<T, EB>(task, scratch.length + e, scratch.weights, P == Pass::kForward ? 1 : 3));
+  }
+}
+
+// Rows [first, last): every target's edges, and what they add to the sums by source and of the table.
+template <class T, bool Spline, Pass P, bool WantTable, bool WantLength>
+void rows(const RowTask<T>& task, int64_t first, int64_t last, RowScratch<T>& scratch, const Sums<T>& out) {
+  const int64_t padded = task.padded;
+  T *u = scratch.rows, *sums = scratch.rows + padded;
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t begin = task.target_ptr[i], n = task.target_ptr[i + 1] - begin;
+    if (n == 0) continue;
+    const T weight = task.mean ? T(1) / T(n) : T(1);
+    for (int64_t v = 0; v < 3 * padded; ++v) sums[v] = T(0);
+    if constexpr (P != Pass::kForward)
+      for (int64_t v = 0; v < padded; ++v) u[v] = weight * task.y[i * padded + v];
+    sort_row(task, begin, begin + n, scratch);
+    if constexpr (Spline) spline_weights(task, n, scratch);
+    int64_t e = 0;
+    for (; e + 4 <= n; e += 4) block<T, Spline, P, WantTable, WantLength, 4>(task, e, n, i, scratch, out);
+    for (; e < n; ++e) block<T, Spline, P, WantTable, WantLength, 1>(task, e, n, i, scratch, out);
+
+    if constexpr (P == Pass::kForward)
+      for (int64_t v = 0; v < padded; ++v) task.out_y[i * padded + v] = weight * sums[v];
+    if constexpr (P == Pass::kBackward) {
+      if (task.out_a) {
+        for (int64_t v = 0; v < padded; ++v) {
+          task.out_a[i * 2 * padded + v] = u[v] * sums[v];
+          task.out_a[(i * 2 + 1) * padded + v] = u[v] * sums[padded + v];
+        }
+      }
+    }
+    if constexpr (P == Pass::kDoubleBackward) {
+      for (int64_t v = 0; v < padded; ++v) {
+        task.out_y[i * padded + v] = weight * sums[v];
+        task.out_a[i * 2 * padded + v] = u[v] * sums[padded + v];
+        task.out_a[(i * 2 + 1) * padded + v] = u[v] * sums[2 * padded + v];
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dpt

@@ -1,0 +1,164 @@
+// Short vectors of the processor level that a file is compiled for, and the activations of the messages on
+// them. Included by kernels only, once per level: everything has internal linkage.
+#pragma once
+
+#include <cstdint>
+
+namespace dpt {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  typedef float V __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef int32_t I __attribute__((vector_size(kVectorBytes), may_alias));
+  static constexpr int kLanes = kVectorBytes / 4;
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr int kMantissa = 23;
+  static constexpr float kLowest = -87.0f;  // exp of it is still a normal number
+  static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723e-6f;
+  // exp on [-ln2/2, ln2/2]: largest relative error 1.9e-9; 2 atanh(sqrt y)/sqrt y on [0, 1/9]: 4.0e-9
+  // (minimax).
+  static constexpr float kExp[] = {1.0f,           1.00000003654f,   0.499999920334f,  0.166664191951f,
+                                   0.04166823156f, 0.0083748980886f, 0.00138367552647f};
+  static constexpr float kAtanh[] = {2.0f, 0.666663146854f, 0.400249101145f, 0.279606052421f,
+                                     0.281783237626f};
+};
+
+template <>
+struct Simd<double> {
+  typedef double V __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef int64_t I __attribute__((vector_size(kVectorBytes), may_alias));
+  static constexpr int kLanes = kVectorBytes / 8;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int kMantissa = 52;
+  static constexpr double kLowest = -708.0;
+  static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
+  // Largest relative errors 4.1e-20 and 9.1e-22 before rounding.
+  static constexpr double kExp[] = {1.0,
+                                    1.0,
+                                    0.5,
+                                    0.16666666666666701561,
+                                    0.041666666666665927802,
+                                    0.0083333333333098999408,
+                                    0.0013888888889143683418,
+                                    0.00019841269908553060237,
+                                    0.000024801586913587687553,
+                                    2.7557225473130269392e-6,
+                                    2.7557574880196518364e-7,
+                                    2.5114725276195475382e-8,
+                                    2.0832000269328152484e-9};
+  static constexpr double kAtanh[] = {2.0,
+                                      0.66666666666666666117,
+                                      0.40000000000000275236,
+                                      0.28571428571374440011,
+                                      0.22222222227747022629,
+                                      0.18181817846784150302,
+                                      0.15384628396599069717,
+                                      0.1333299577146889566,
+                                      0.11770672019405702269,
+                                      0.10454443969146678434,
+                                      0.10101192737770623602,
+                                      0.057750925520656844283,
+                                      0.16088048608825471797};
+};
+
+template <class T>
+using Vec = typename Simd<T>::V;
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  return *reinterpret_cast<const Vec<T>*>(p);
+}
+
+template <class T>
+inline void store(T* p, Vec<T> value) {
+  *reinterpret_cast<Vec<T>*>(p) = value;
+}
+
+template <class T>
+inline Vec<T> broadcast(T value) {
+  return value - Vec<T>{};
+}
+
+template <class T>
+inline T sum_lanes(Vec<T> v) {
+  constexpr int n = Simd<T>::kLanes;
+  T lanes[n];
+#pragma GCC unroll 16
+  for (int k = 0; k < n; ++k) lanes[k] = v[k];
+#pragma GCC unroll 4
+  for (int half = n / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
+template <class T, int N>
+inline Vec<T> horner(const T (&coefficients)[N], Vec<T> x) {
+  Vec<T> sum = broadcast<T>(coefficients[N - 1]);
+#pragma GCC unroll 16
+  for (int k = N - 2; k >= 0; --k) sum = sum * x + coefficients[k];
+  return sum;
+}
+
+// exp of a number that is not positive; at least exp(kLowest), so that no result is denormal. NaN stays NaN.
+template <class T>
+inline Vec<T> exp_negative(Vec<T> x) {
+  using S = Simd<T>;
+  using I = typename S::I;
+  x = x < S::kLowest ? broadcast<T>(S::kLowest) : x;
+  const Vec<T> shifted = x * T(1.4426950408889634) + S::kRound;
+  const Vec<T> n = shifted - S::kRound;
+  const Vec<T> r = (x - n * S::kLn2High) - n * S::kLn2Low;
+  const Vec<T> p = horner<T>(S::kExp, r);
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << S::kMantissa));
+}
+
+template <class T>
+inline Vec<T> absolute(Vec<T> x) {
+  using I = typename Simd<T>::I;
+  constexpr auto sign = decltype(I{}[0] + 0)(1) << (sizeof(T) * 8 - 2);
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<I>(x) & (sign | (sign - 1)));
+}
+
+// sigmoid(g) and softplus(s), and all that their derivatives need, from two exponentials and one division.
+// Every quantity is a product of positive factors, so nothing cancels: sigmoid' = z r^2 keeps its relative
+// accuracy where sigmoid (1 - sigmoid) has none, and softplus = max(s, 0) + log1p(z) = max(s, 0) + 2 atanh(z
+// / (2 + z)).
+template <class T>
+struct Gate {
+  using V = Vec<T>;
+  V g, zg, rg;  // zg = exp(-|g|), rg = 1 / (1 + zg)
+  V s, zs, rs;  // the same of s
+  V sigmoid, softplus;
+
+  inline Gate(V gate, V filter) : g(gate), s(filter) {
+    zg = exp_negative<T>(-absolute<T>(g));
+    zs = exp_negative<T>(-absolute<T>(s));
+    const V og = zg + T(1), os = zs + T(1), ts = zs + T(2);
+    const V q = T(1) / (og * (os * ts));
+    rg = q * (os * ts);
+    const V qg = q * og;
+    rs = qg * ts;
+    const V w = zs * (qg * os);
+    sigmoid = g >= T(0) ? rg : zg * rg;
+    softplus = (s > T(0) ? s : V{}) + w * horner<T>(Simd<T>::kAtanh, w * w);
+  }
+  V d_sigmoid() const { return zg * (rg * rg); }
+  V sign_term() const { return (g >= T(0) ? zg - T(1) : T(1) - zg) * rg; }  // 1 - 2 sigmoid
+  V d_softplus() const { return s >= T(0) ? rs : zs * rs; }                 // sigmoid(s)
+  V dd_softplus() const { return zs * (rs * rs); }
+};
+
+}  // namespace
+}  // namespace dpt
