@@ -192,12 +192,11 @@ def test_public_functions_are_documented() -> None:
 
 
 def test_public_functions_use_the_names_of_the_field() -> None:
-    """`shifts` is Cartesian in one code and integer in another, `x` says nothing, a batch is not `data`."""
+    """`shifts` is Cartesian in one code and integer in another; a batch is never `data`."""
     vague = [
         f"{place}: {argument.arg}"
         for place, node in public_functions()
         for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        if argument.arg in ("shifts", "x")
-        or (argument.arg == "data" and "Batch" in ast.unparse(argument.annotation or node))
+        if argument.arg == "shifts" or (argument.arg == "data" and "Batch" in ast.unparse(argument.annotation or node))
     ]
     assert not vague, "\n".join(vague)
