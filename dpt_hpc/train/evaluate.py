@@ -46,7 +46,7 @@ def evaluate_checkpoint(
     unknown = [SYMBOLS[z] for z in dataset.elements if z not in load_card(checkpoint).elements]
     if unknown and not allow_unknown_elements:
         raise DataError(
-            f"{', '.join(data)}: contains {', '.join(unknown)}; {find_checkpoint(checkpoint)} was not trained on them.\n"
+            f"{', '.join(data)}: contains {', '.join(unknown)}, unknown to {find_checkpoint(checkpoint)}.\n"
             "Its predictions for them would be those of random weights.\n"
             "Use --allow-unknown-elements to see them anyway."
         )
