@@ -1,0 +1,1 @@
+"""Datasets: ingest of structure files, HDF5 shards, splits and sampling."""
