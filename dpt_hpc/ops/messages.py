@@ -18,7 +18,7 @@ from dpt_hpc.ops.radius_graph import RadiusGraph
 Aggregation = Literal["mean", "sum"]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def cgconv(
     target_features: Tensor,
     source_features: Tensor,
@@ -42,9 +42,7 @@ def cgconv(
 
     Under torch.compile this is a graph break. Errors: TypeError and ValueError for arguments of a wrong kind.
     """
-    _check_arguments(
-        target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation
-    )
+    _check_arguments(target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation)
     if backend == "reference":
         return reference.cgconv(
             target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation
@@ -57,7 +55,7 @@ def cgconv(
             "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
         )
     message = _Message(basis, graph, aggregation == "mean")
-    result: Tensor = _CGConv.apply(target_features, source_features, edge_lengths, filter_weights, message)
+    result: Tensor = _apply(_CGConv, target_features, source_features, edge_lengths, filter_weights, message)
     return result
 
 
@@ -96,6 +94,10 @@ class _Message:
         )
 
 
+def _apply(function: type[Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)
+
+
 def _asked(ctx: Any, index: int) -> bool:
     """Whether the running backward will use the gradient of input `index`.
 
@@ -129,7 +131,7 @@ class _CGConv(Function):
         wanted = tuple(_asked(ctx, k) for k in range(4))
         if not any(wanted):
             return None, None, None, None, None
-        return *_CGConvBackward.apply(*gradients, *ctx.saved_tensors, ctx.message, wanted), None
+        return *_apply(_CGConvBackward, *gradients, *ctx.saved_tensors, ctx.message, wanted), None
 
 
 class _CGConvBackward(Function):
@@ -162,7 +164,7 @@ class _CGConvBackward(Function):
         wanted = tuple(_asked(ctx, k) for k in range(5))
         if not any(wanted) or all(g is None for g in gradients):
             return (None,) * 7
-        return *_CGConvDoubleBackward.apply(*ctx.saved_tensors, *gradients, ctx.message, wanted), None, None
+        return *_apply(_CGConvDoubleBackward, *ctx.saved_tensors, *gradients, ctx.message, wanted), None, None
 
 
 class _CGConvDoubleBackward(Function):
