@@ -21,6 +21,9 @@ class Sampler:
         self.edge_estimate = edge_estimate
         self.batch_size = batch_size
         self.seed = seed
+        # The order of the epoch at hand: derived, kept because drawing it at every step would cost more than the step.
+        self._epoch: int | None = None
+        self._order = indices
 
     @property
     def steps_per_epoch(self) -> int:
@@ -28,8 +31,9 @@ class Sampler:
 
     def step(self, epoch: int, step: int, parts: int) -> list[Indices]:
         """Structures of step `step` of `epoch`, divided into `parts` micro-batches (a part may be empty)."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
-        return balance(order[step * self.batch_size : (step + 1) * self.batch_size], self.edge_estimate, parts)
+        if self._epoch != epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+        return balance(self._order[step * self.batch_size : (step + 1) * self.batch_size], self.edge_estimate, parts)
 
 
 def balance(indices: Indices, weight: NDArray[np.int64], parts: int) -> list[Indices]:

@@ -228,6 +228,11 @@ def build_engine(
                 "Set engine.kind=deepspeed, or engine.zero_stage=0."
             )
         return TorchEngine(objective, world, device, optimizer, clip)
+    if engine.zero_stage and next(objective.parameters()).dtype == torch.float64:
+        raise ConfigError(
+            f"training.precision is float64, but DeepSpeed's ZeRO stage {engine.zero_stage} keeps weights in float32.\n"
+            "Set engine.zero_stage=0."
+        )
     return DeepSpeedEngine(objective, world, device, optimizer, clip, engine.zero_stage, grad_accumulation)
 
 
@@ -268,6 +273,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     known = vars(deepspeed.ops).get("__compatible_ops__", {})
     deepspeed.ops.__compatible_ops__ = {**known, "deepspeed_shm_comm": False}
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # torch's word to DeepSpeed's authors, at every step of ZeRO 1 and 2.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     return deepspeed
 
 
