@@ -135,6 +135,7 @@ class DeepSpeedEngine(Engine):
         grad_accumulation: int,
     ) -> None:
         super().__init__(objective, world, device)
+        self._zero_stage = zero_stage
         deepspeed = _import_deepspeed(device)
         os.environ.update(world.environment())
         deepspeed.init_distributed(
@@ -171,9 +172,11 @@ class DeepSpeedEngine(Engine):
             self._engine.step()  # counts the micro-batch; updates nothing before the accumulation boundary
 
     def step(self) -> float:
+        # ZeRO 1 and 2 shard the gradient and know its norm afterwards; stage 0 leaves it whole and does not tell.
+        whole = [p.grad for p in self.objective.parameters() if p.grad is not None] if self._zero_stage == 0 else []
+        norm = nn.utils.get_total_norm(whole) if whole else None
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         packed = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
