@@ -15,6 +15,7 @@ a step.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -104,7 +105,7 @@ def worker(arguments: argparse.Namespace) -> None:
         optimizer.step()
         marks.append(clock())
         names = ("prediction", "loss_backward", "optimizer")
-        return loss.item(), dict(zip(names, (b - a for a, b in zip(marks[:-1], marks[1:], strict=True)), strict=True))
+        return loss.item(), dict(zip(names, (b - a for a, b in itertools.pairwise(marks)), strict=True))
 
     step(read(1))
     batch = read(arguments.batch)
@@ -220,8 +221,9 @@ def main() -> None:
     slowest = max(r["microseconds_per_edge"] for r in results["implementations"].values())
     for name, r in results["implementations"].items():
         phases = ", ".join(f"{k} {v:.2f}" for k, v in r["phases"].items())
+        ratio = slowest / r["microseconds_per_edge"]
         print(
-            f"{name:10} {r['microseconds_per_edge']:7.2f} µs/edge ({slowest / r['microseconds_per_edge']:4.1f} x; {phases})"
+            f"{name:10} {r['microseconds_per_edge']:7.2f} µs/edge ({ratio:4.1f} x; {phases})"
             f"  peak {r['peak_bytes_per_edge']:8.0f} B/edge  loss {r['loss']:.6f}"
         )
     if arguments.out:
