@@ -35,7 +35,14 @@ def run_quickstart(out: Path, say: Callable[[str], None], run: Callable[[Sequenc
         ),
         (
             "Pre-train on energies, forces and stresses of six elements: a DEMONSTRATION, far too small to be useful.",
-            ["pretrain", str(presets / "pretrain.yaml"), "--set", f"data.path={sample / 'mlearn'}", "--set", f"run_dir={pretrained}"],
+            [
+                "pretrain",
+                str(presets / "pretrain.yaml"),
+                "--set",
+                f"data.path={sample / 'mlearn'}",
+                "--set",
+                f"run_dir={pretrained}",
+            ],
         ),
         ("Learn the bulk modulus from scratch.", [*fine, "--set", f"run_dir={out / 'baseline'}"]),
         (

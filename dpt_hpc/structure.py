@@ -150,7 +150,10 @@ class Batch:
             energy=torch.tensor([0.0 if v is None else v for v in energy], dtype=double).to(dtype),
             energy_mask=mask(energy),
             forces=concatenate(
-                [zeros((s.num_atoms, 3), dtype=double) if f is None else f for s, f in zip(structures, forces, strict=True)],
+                [
+                    zeros((s.num_atoms, 3), dtype=double) if f is None else f
+                    for s, f in zip(structures, forces, strict=True)
+                ],
                 (0, 3),
                 dtype,
             ),
