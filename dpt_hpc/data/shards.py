@@ -49,14 +49,15 @@ def write_dataset(
 ) -> Manifest:
     """Write a dataset directory, one shard in memory at a time.
 
-    structures: with distinct ids; read once. provenance: JSON-able; read again at the end, so that a caller may add
-    what is known only then. property_units: of every property that occurs. dtype: of positions, forces and stress
+    structures: with distinct ids; read once. provenance: JSON-able; the shards state it as it is at the start, the
+    manifest as it is at the end, when the caller may know more. property_units: of every property that occurs. dtype: of positions, forces and stress
     (cell, energy and properties stay float64). Every file is written under a temporary name, flushed and renamed, the
     manifest last: a killed run leaves nothing that `Dataset.open` accepts. Raises DataError if `out` holds a dataset or
     foreign files, if there is no structure, or if a property has no unit.
     """
     out = Path(out)
     claim_directory(out)
+    stated = json.dumps(provenance, ensure_ascii=False)
     statistics = Statistics()
     shards: list[Shard] = []
     block: list[Structure] = []
@@ -65,7 +66,7 @@ def write_dataset(
 
     def flush() -> None:
         if block:
-            shards.append(_write_shard(out, len(shards), block, provenance, property_units or {}, options))
+            shards.append(_write_shard(out, len(shards), block, stated, property_units or {}, options))
             block.clear()
 
     for structure in structures:
@@ -112,7 +113,7 @@ def _write_shard(
     out: Path,
     index: int,
     block: Sequence[Structure],
-    provenance: Mapping[str, Any],
+    provenance: str,
     property_units: Mapping[str, str],
     options: Mapping[str, Any],
 ) -> Shard:
@@ -125,7 +126,7 @@ def _write_shard(
     with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["conventions"] = (__doc__ or "").strip()
-        file.attrs["provenance"] = json.dumps(provenance, ensure_ascii=False)
+        file.attrs["provenance"] = provenance
         for key, value in EDGE_ESTIMATE.items():
             file.attrs[f"edge_estimate_{key}"] = value
         for name, values in columns.items():

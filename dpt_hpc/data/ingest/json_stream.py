@@ -1,0 +1,118 @@
+"""JSON files larger than memory: the items of the outermost list or object, one after the other.
+
+json.JSONDecoder works on a sliding window, so memory is bounded by the largest item. It runs in C and, unlike the
+streaming parsers on PyPI, reads the NaN and Infinity that Python writes, which the checks then report by record.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+FIRST_READ = 1 << 20
+TOKEN = 64
+"""Characters: no number or literal is longer, so an error further from the window's end is not for lack of text."""
+
+
+class JsonError(Exception):
+    """The text is not JSON, or ends too early; says where."""
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, gzipped or not."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def stream_items(path: Path) -> Iterator[tuple[str | None, Any]]:
+    """(None, item) of the outermost list, or (key, value) of the outermost object. Raises JsonError."""
+    try:
+        with open_text(path) as stream:
+            yield from _Window(stream).items()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise JsonError(f"cannot be read: {error}") from None
+
+
+class _Window:
+    """A piece of the text, and how much of the file lies before it."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+        self.text = ""
+        self.position = 0
+        self.before = 0
+        self.at_end = False
+        self.decoder = json.JSONDecoder()
+
+    def items(self) -> Iterator[tuple[str | None, Any]]:
+        opening = self.peek()
+        if opening not in ("[", "{"):
+            raise JsonError(f"starts with {opening!r}, expected a JSON list or object")
+        closing = "]" if opening == "[" else "}"
+        self.position += 1
+        first = True
+        while (character := self.peek()) != closing or not first:
+            if not first:
+                if character == closing:
+                    break
+                self.expect(",")
+            key = None
+            if opening == "{":
+                key = self.value()
+                self.expect(":")
+            self.peek()
+            yield key, self.value()
+            first = False
+        self.position += 1
+        if trailing := self.peek():
+            raise JsonError(f"{trailing!r} follows the end of the JSON text at character {self.before + self.position}")
+
+    def grow(self) -> bool:
+        """Read on, dropping what is done with; False at the end of the file."""
+        if self.at_end:
+            return False
+        self.before += self.position
+        self.text = self.text[self.position :]
+        self.position = 0
+        more = self.stream.read(max(FIRST_READ, len(self.text)))
+        self.at_end = not more
+        self.text += more
+        return not self.at_end
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end of the file."""
+        while True:
+            while self.position < len(self.text) and self.text[self.position] in " \t\r\n":
+                self.position += 1
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.grow():
+                return ""
+
+    def expect(self, character: str) -> None:
+        found = self.peek()
+        if not found:
+            raise JsonError(f"ends at character {self.before + self.position}, where {character!r} was expected")
+        if found != character:
+            raise JsonError(f"{found!r} at character {self.before + self.position}, expected {character!r}")
+        self.position += 1
+
+    def value(self) -> Any:
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                short = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - TOKEN
+                if short and self.grow():
+                    continue
+                reason = "ends too early" if short and self.at_end else error.msg
+                raise JsonError(f"{reason} at character {self.before + error.pos}") from None
+            if end < len(self.text) or not self.grow():
+                self.position = end
+                return value

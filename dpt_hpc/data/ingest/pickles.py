@@ -1,0 +1,155 @@
+"""The published MPF.2021.2.8 pickles, read without running a line of the code that they may carry.
+
+A pickle is a program that may call any function. Here only containers and numpy arrays are made for real; pymatgen's
+classes are replaced by passive records that merely keep their state (so the pymatgen that wrote the file need not be
+the one that is installed), and every other name is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpt_hpc.data.ingest.json_readers import elements
+from dpt_hpc.data.ingest.options import IngestOptions
+from dpt_hpc.data.ingest.record import Broken, Record, RecordError, numeric, scalar
+from dpt_hpc.errors import DataError
+
+PYMATGEN = {
+    "pymatgen.core.structure": ("Structure", "IStructure"),
+    "pymatgen.core.sites": ("PeriodicSite",),
+    "pymatgen.core.lattice": ("Lattice",),
+    "pymatgen.core.composition": ("Composition",),
+    "pymatgen.core.periodic_table": ("Element", "Species", "Specie"),
+}
+"""Made as `Passive` records."""
+MADE = {
+    "numpy": ("ndarray", "dtype"),
+    "numpy.core.multiarray": ("_reconstruct", "scalar"),
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    "builtins": ("list", "dict", "tuple", "set", "frozenset", "object"),
+    "collections": ("OrderedDict", "defaultdict"),
+    "copyreg": ("_reconstructor",),
+}
+"""Made for real: containers and arrays, none of which runs anything."""
+COLUMNS = ("structure", "energy", "force", "stress", "id")
+
+
+class Passive:
+    """Stands for an object of another package: its arguments and its state, no behaviour."""
+
+    arguments: tuple[Any, ...]
+    state: Mapping[str, Any]
+
+    def __new__(cls, *arguments: Any) -> Passive:
+        made = super().__new__(cls)
+        made.arguments = arguments
+        made.state = {}
+        return made
+
+    def __init__(self, *arguments: Any) -> None:
+        del arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state if isinstance(state, Mapping) else {}
+
+
+class Refused(Exception):
+    """The pickle asks for a name that is not on the list."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in PYMATGEN.get(module, ()):
+            return Passive
+        if name in MADE.get(module, ()):
+            return getattr(importlib.import_module(module), name)
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        raise Refused(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise Refused(f"persistent object {pid!r}")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes in pickles of protocol 2 are Latin-1 text; no other codec is looked up."""
+    if encoding != "latin1":
+        raise Refused(f"_codecs.encode with {encoding!r}")
+    return text.encode("latin-1")
+
+
+def read_mpf_pickle(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
+    """{material: {structure: [..], energy: [..] total eV, force: [..], stress: [..], id: [..]}}, the file in memory.
+
+    Raises DataError, naming the class, if the file asks for anything but containers, numpy arrays and pymatgen's
+    structures.
+    """
+    try:
+        with path.open("rb") as stream:
+            materials = _Unpickler(stream).load()
+    except Refused as error:
+        raise DataError(
+            f"{path}: the pickle asks for {error}, which the MPF format does not need; nothing of it was run.\n"
+            "A pickle can run any program: do not trust this file. Convert other data to extended XYZ or JSON."
+        ) from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        yield Broken("the file", f"is no whole pickle: {type(error).__name__}: {error}")
+        return
+    if not isinstance(materials, dict):
+        yield Broken("the file", f"holds {type(materials).__name__}, expected a dict of materials")
+        return
+    for material, columns in materials.items():
+        yield from _frames(str(material), columns)
+
+
+def _frames(material: str, columns: Any) -> Iterator[Record | Broken]:
+    missing = [c for c in COLUMNS[:1] if not isinstance(columns, Mapping) or c not in columns]
+    if missing:
+        yield Broken(material, f"has no {missing[0]}")
+        return
+    lengths = {c: len(columns[c]) for c in COLUMNS if columns.get(c) is not None}
+    if len(set(lengths.values())) != 1:
+        yield Broken(material, f"its columns differ in length: {lengths}")
+        return
+    for i in range(lengths["structure"]):
+        entry = {c: columns[c][i] for c in lengths}
+        name = f"{material}/{entry.get('id', i)}"
+        try:
+            yield _record(name, entry)
+        except RecordError as error:
+            yield Broken(name, str(error))
+        except (KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
+            yield Broken(name, f"is not of this format: {type(error).__name__}: {error}")
+
+
+def _record(name: str, entry: Mapping[str, Any]) -> Record:
+    structure = entry["structure"].state
+    lattice = structure["_lattice"].state
+    cell = numeric(lattice["_matrix"], "lattice", (3, 3))
+    symbols: list[str] = []
+    for site in structure["_sites"]:
+        species = site.state["_species"].state["_data"]
+        ((kind, amount),) = species.items() if len(species) == 1 else ((None, 0),)
+        if kind is None or abs(amount - 1) > 1e-6:
+            raise RecordError(f"site {len(symbols)} is disordered (partial occupancy)")
+        element = kind.state.get("_el", kind)  # Species wraps Element
+        symbols.append(element.arguments[0])
+    fractional = numeric([site.state["_frac_coords"] for site in structure["_sites"]], "coordinates", (-1, 3))
+    energy, force, stress = (entry.get(c) for c in ("energy", "force", "stress"))
+    return Record(
+        name,
+        elements(symbols),
+        fractional @ cell,
+        cell,
+        np.asarray(lattice.get("_pbc", (True, True, True)), dtype=bool),
+        energy=None if energy is None else scalar(energy, "energy"),
+        forces=None if force is None else numeric(force, "force", (-1, 3)),
+        stress=None if stress is None else numeric(stress, "stress"),
+        structure_id=name,
+    )

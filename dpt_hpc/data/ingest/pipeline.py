@@ -1,0 +1,285 @@
+"""From source files to a dataset: read, convert, check, filter, tell duplicates, name, write."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpt_hpc import __version__
+from dpt_hpc.data.ingest.checks import fault
+from dpt_hpc.data.ingest.consistency import Consistency
+from dpt_hpc.data.ingest.formats import FORMATS, SUFFIXES, detect_format, resolve_units, stress_is_stated
+from dpt_hpc.data.ingest.options import IngestOptions
+from dpt_hpc.data.ingest.record import Record, RecordError
+from dpt_hpc.data.ingest.report import LISTED, IngestReport, SourceReport
+from dpt_hpc.data.ingest.units import GPA_PER_EV_A3, Units, convert
+from dpt_hpc.data.manifest import sha256_of
+from dpt_hpc.data.shards import claim_directory, write_dataset
+from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.structure import SYMBOLS, Structure
+
+SHOWN_FAULTS = 5
+"""Broken records after which an ingest that refuses them gives up and shows them."""
+
+
+def ingest(sources: Sequence[str | Path], out: str | Path, options: IngestOptions | None = None) -> IngestReport:
+    """Read `sources` (files, or directories of them) in order, and write a dataset directory `out`.
+
+    Raises DataError, naming file and record, for a file that cannot be read, broken records (unless
+    `options.skip_broken`), missing required labels, and labels whose units or signs contradict each other; ConfigError
+    for options that make no sense. Nothing that looks like a dataset is left then.
+    """
+    options = options or IngestOptions()
+    out = Path(out)
+    _check_options(options)
+    paths = _expand(sources)
+    claim_directory(out)
+    intake = Intake(options)
+    provenance: dict[str, Any] = {"dpt_hpc": __version__, "options": _stated(options)}
+    reports = []
+    for path in paths:
+        name = options.format or detect_format(path)
+        units = resolve_units(name, options)
+        reports.append(SourceReport(path, name, options.format is None, str(units), sha256_of(path)))
+    provenance["sources"] = [{"file": r.path.name, "sha256": r.sha256} for r in reports]
+
+    def structures() -> Iterator[Structure]:
+        for number, report in enumerate(reports):
+            yield from intake.take(number, report, resolve_units(report.format, options))
+        provenance["sources"] = [report.summary() for report in reports]
+        provenance["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    manifest = write_dataset(
+        structures(),
+        out,
+        provenance=provenance,
+        property_units=options.targets,
+        shard_atoms=options.shard_atoms,
+        dtype=options.dtype,
+        compression=options.compression,
+    )
+    return IngestReport(out, reports, manifest)
+
+
+def _check_options(options: IngestOptions) -> None:
+    if options.format is not None and options.format not in FORMATS:
+        raise ConfigError(f"--format is {options.format!r}, expected one of {', '.join(FORMATS)}.")
+    if options.stride < 1:
+        raise ConfigError(f"--stride is {options.stride}, expected 1 or more.")
+    for name, unit in options.targets.items():
+        if not unit:
+            raise ConfigError(
+                f"target {name}: its unit is missing.\nWrite --target {name}=UNIT (1 for a plain number)."
+            )
+    known = {"energy", "forces", "stress", *options.targets}
+    if unknown := [name for name in options.require if name not in known]:
+        raise ConfigError(f"--require names {unknown[0]!r}, expected among {', '.join(sorted(known))}.")
+
+
+def _stated(options: IngestOptions) -> dict[str, Any]:
+    """The options that differ from their defaults."""
+    default = IngestOptions()
+    return {f.name: v for f in fields(options) if (v := getattr(options, f.name)) != getattr(default, f.name)}
+
+
+def _expand(sources: Sequence[str | Path]) -> list[Path]:
+    paths: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = sorted(p for p in source.iterdir() if Path(p.name.removesuffix(".gz")).suffix.lower() in SUFFIXES)
+            if not inside:
+                raise DataError(f"source {source}: a directory without {', '.join(SUFFIXES)} files.\nName the files.")
+            paths += inside
+        elif source.is_file():
+            paths.append(source)
+        else:
+            raise DataError(f"source {source}: no such file.\nCheck the path.")
+    if not paths:
+        raise DataError("ingest: no source was given.\nName at least one file.")
+    return paths
+
+
+class Intake:
+    """What is remembered from record to record: ids, digests of structures, and the numbers for the unit checks.
+
+    About 300 bytes a structure, whatever its size.
+    """
+
+    def __init__(self, options: IngestOptions) -> None:
+        self.options = options
+        self.ids: set[int] = set()
+        self.seen: dict[int, tuple[int, int]] = {}
+        self.geometries: set[int] = set()
+        self.files: list[str] = []
+
+    def take(self, number: int, report: SourceReport, units: Units) -> Iterator[Structure]:
+        """The structures of one source that are to be written, in order."""
+        self.files.append(report.path.name)
+        consistency = Consistency(report.path, units)
+        faults: list[str] = []
+        for record in FORMATS[report.format].reader(report.path, self.options):
+            report.records += 1
+            if (report.records - 1) % self.options.stride:
+                report.dropped["passed over by the stride"] += 1
+                continue
+            if isinstance(record, Record):
+                reason = self._prepare(record, report, units)
+            else:
+                reason = record.reason
+            if reason is not None:
+                faults.append(f"{record.name}: {reason}")
+                report.drop("broken", report.broken, faults[-1])
+                if not self.options.skip_broken and len(faults) == SHOWN_FAULTS:
+                    break
+                continue
+            assert isinstance(record, Record)
+            if (filtered := self._filter(record)) is not None:
+                report.dropped[filtered] += 1
+                continue
+            if self._repeats(record, number, report):
+                continue
+            report.labels.update(_labels_of(record))
+            report.ignored.update(record.ignored)
+            report.kept += 1
+            structure = self._structure(record, report.path)
+            if self.options.check:
+                consistency.show(structure)
+            yield structure
+            if self.options.limit is not None and report.kept >= self.options.limit:
+                break
+        self._conclude(report, faults)
+        if self.options.check:
+            report.checks += consistency.conclude()
+
+    def _prepare(self, record: Record, report: SourceReport, units: Units) -> str | None:
+        """Convert a record's labels; the reason why it is broken, or None."""
+        if (record.stress is not None) and not stress_is_stated(report.format, self.options):
+            raise DataError(
+                f"{report.path}: {record.name}: has a stress, and {report.format} files state neither its unit nor sign.\n"
+                "State them: --stress-unit eV/A^3|GPa|kbar --stress-sign tension_positive|compression_positive "
+                "(VASP's output: kbar, compression_positive)."
+            )
+        try:
+            convert(record, units)
+        except RecordError as error:
+            return str(error)
+        if (reason := fault(record)) is not None:
+            return reason
+        present = _labels_of(record)
+        missing = [name for name in self.options.require if name not in present]
+        return f"{', '.join(missing)} missing, but required" if missing else None
+
+    def _filter(self, record: Record) -> str | None:
+        """The filter that a record fails, with its limit."""
+        options, n = self.options, len(record.numbers)
+        if n < options.min_atoms:
+            return f"under {options.min_atoms} atoms"
+        if options.max_atoms is not None and n > options.max_atoms:
+            return f"over {options.max_atoms} atoms"
+        if (
+            options.max_force is not None
+            and record.forces is not None
+            and np.abs(record.forces).max() > options.max_force
+        ):
+            return f"with a force component over {options.max_force:g} eV/Å"
+        if options.max_stress is not None and record.stress is not None:
+            largest = float(np.abs(record.stress).max()) * GPA_PER_EV_A3
+            if largest > options.max_stress:
+                return f"with a stress component over {options.max_stress:g} GPa"
+        return None
+
+    def _repeats(self, record: Record, number: int, report: SourceReport) -> bool:
+        """Whether an earlier record has this structure and these labels; then it is reported and left out."""
+        geometry, whole = digests(record)
+        place = f"{report.path.name}: {record.name}"
+        earlier = self.seen.get(whole)
+        if earlier is not None:
+            entry = f"{place} repeats record {earlier[1]} of {self.files[earlier[0]]}"
+            if not self.options.keep_duplicates:
+                report.drop("duplicate", report.duplicates, entry)
+                return True
+            if len(report.duplicates) < LISTED:
+                report.duplicates.append(entry + " (kept)")
+        else:
+            self.seen[whole] = (number, report.records - 1)
+            if geometry in self.geometries and len(report.relabelled) < LISTED:
+                report.relabelled.append(place)
+        self.geometries.add(geometry)
+        return False
+
+    def _structure(self, record: Record, path: Path) -> Structure:
+        stem = path.name.partition(".")[0]
+        ordinal = record.name.removeprefix("record ").partition(" ")[0]
+        choices = [record.structure_id] if record.structure_id else []
+        choices += [f"{stem}:{record.structure_id or ordinal}", f"{stem}:{record.structure_id}#{ordinal}"]
+        choices += [f"{path.parent.name}/{choices[-1]}", f"{path.parent.name}/{choices[-1]}@{len(self.ids)}"]
+        name = next(c for c in choices if _hash(c.encode()) not in self.ids)
+        self.ids.add(_hash(name.encode()))
+
+        def tensor(values: Any) -> torch.Tensor | None:
+            return None if values is None else torch.tensor(np.asarray(values), dtype=torch.float64)
+
+        return Structure(
+            positions=torch.tensor(record.positions, dtype=torch.float64),
+            cell=torch.tensor(record.cell, dtype=torch.float64),
+            pbc=torch.tensor(record.pbc, dtype=torch.bool),
+            atomic_numbers=torch.tensor(record.numbers, dtype=torch.int64),
+            energy=record.energy,
+            forces=tensor(record.forces),
+            stress=tensor(record.stress),
+            properties=record.properties,
+            structure_id=name,
+            group=record.group or reduced_formula(record.numbers),
+        )
+
+    def _conclude(self, report: SourceReport, faults: list[str]) -> None:
+        if faults and not self.options.skip_broken:
+            more = "at least " if len(faults) == SHOWN_FAULTS else ""
+            raise DataError(
+                f"{report.path}: {more}{len(faults)} broken record{'s' if len(faults) > 1 else ''} "
+                f"among the first {report.records}:\n  " + "\n  ".join(faults) + "\n"
+                "Mend them, or leave them out with --skip-broken (they are counted and listed in dataset.json)."
+            )
+        if report.kept and not report.labels and report.ignored:
+            names = ", ".join(list(report.ignored)[:6])
+            raise DataError(
+                f"{report.path}: no label was read, but its records have {names}.\n"
+                "Say what they are: --target NAME=UNIT for properties, --energy-key, --forces-key, --stress-key for labels."
+            )
+
+
+def _labels_of(record: Record) -> list[str]:
+    found = [label for label in ("energy", "forces", "stress") if getattr(record, label) is not None]
+    return [*found, *record.properties]
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def digests(record: Record) -> tuple[int, int]:
+    """64-bit digests of the geometry, and of geometry and labels, rounded to 1e-5 in their units."""
+
+    def rounded(values: Any) -> bytes:
+        return (np.round(np.asarray(values, dtype=np.float64), 5) + 0.0).tobytes()
+
+    geometry = np.asarray(record.numbers, dtype=np.int64).tobytes() + rounded(record.positions) + rounded(record.cell)
+    labels = [record.energy, record.forces, record.stress, *(record.properties[k] for k in sorted(record.properties))]
+    text = b"|".join(b"" if v is None else rounded(v) for v in labels)
+    return _hash(geometry), _hash(geometry + b"|" + text)
+
+
+def reduced_formula(numbers: Any) -> str:
+    """Chemical formula divided by the greatest common divisor of its counts, elements in alphabetical order."""
+    kinds, counts = np.unique(numbers, return_counts=True)
+    divisor = math.gcd(*counts.tolist())
+    parts = sorted((SYMBOLS[z], c // divisor) for z, c in zip(kinds.tolist(), counts.tolist(), strict=True))
+    return "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in parts)

@@ -1,0 +1,76 @@
+"""What a reader yields: records in the source's own units, or the reason why a record is broken."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+LABEL_LIKE = re.compile(r"energy|force|stress|virial|^y$|^y_", re.IGNORECASE)
+
+
+@dataclass
+class Record:
+    """One structure as its source states it: labels in the source's units and signs.
+
+    name: where it is within the file ("record 17", "mp-123/0-4"). positions (N,3), cell (3,3), pbc (3,), numbers (N,);
+    energy, forces (N,3), stress (3,3) or Voigt (6,) xx yy zz yz xz xy; virial (3,3) = -V stress. properties: the named
+    targets. structure_id and group are empty where the source has none. ignored: fields that look like labels but were
+    not read.
+    """
+
+    name: str
+    numbers: NDArray[Any]
+    positions: Array
+    cell: Array
+    pbc: NDArray[np.bool_] = field(default_factory=lambda: np.ones(3, dtype=bool))
+    energy: float | None = None
+    forces: Array | None = None
+    stress: Array | None = None
+    virial: Array | None = None
+    properties: Mapping[str, float] = field(default_factory=dict)
+    structure_id: str = ""
+    group: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record, or the rest of a file, that cannot be read, and why."""
+
+    name: str
+    reason: str
+
+
+class RecordError(Exception):
+    """Raised by readers for one record; the text is the reason."""
+
+
+def numeric(value: Any, what: str, shape: tuple[int, ...] | None = None) -> Array:
+    """`value` as a float64 array of `shape` (-1 matches any length). Raises RecordError with what was got."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{what}: not numbers: {error}") from None
+    if shape is not None and (
+        array.ndim != len(shape) or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True))
+    ):
+        wanted = "x".join("N" if n == -1 else str(n) for n in shape) or "a number"
+        raise RecordError(f"{what}: shape is {array.shape}, expected {wanted}")
+    return array
+
+
+def scalar(value: Any, what: str) -> float:
+    """`value` as a float. Raises RecordError."""
+    return float(numeric(value, what, ()))
+
+
+def label_like(keys: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
+    """Keys that look like labels and were not taken: what a user may have meant to be read."""
+    used = set(taken)
+    return tuple(key for key in keys if key not in used and LABEL_LIKE.search(key) and not key.endswith("unit"))

@@ -1,0 +1,106 @@
+"""What an ingest did with every record, for the terminal and for the provenance in dataset.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpt_hpc.data.manifest import Manifest
+
+LISTED = 20
+"""Broken records and duplicates that are listed by name; all are counted."""
+
+
+@dataclass
+class SourceReport:
+    """One file: what it is taken for, and what became of its records."""
+
+    path: Path
+    format: str
+    detected: bool
+    units: str
+    sha256: str
+    records: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    relabelled: list[str] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, listed: list[str] | None = None, entry: str = "") -> None:
+        """Count a record that is left out; list it by name if it is among the first."""
+        self.dropped[reason] += 1
+        if listed is not None and len(listed) < LISTED:
+            listed.append(entry)
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON. Only the file's name is kept: directories are the machine's business."""
+        return {
+            "file": self.path.name,
+            "sha256": self.sha256,
+            "format": self.format,
+            "units": self.units,
+            "records": self.records,
+            "kept": self.kept,
+            "dropped": dict(self.dropped),
+            "labels": dict(self.labels),
+            "ignored_fields": dict(self.ignored),
+            "broken": self.broken,
+            "duplicates": self.duplicates,
+            "same_structure_other_labels": self.relabelled,
+            "checks": self.checks,
+        }
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        how = "detected" if self.detected else "as stated"
+        text = [f"{self.path}: {self.format} ({how}); {self.units}"]
+        lost = "".join(f"; {count} {reason}" for reason, count in self.dropped.items())
+        text.append(f"  {self.records} records, {self.kept} kept{lost}")
+        labels = ", ".join(
+            name if count == self.kept else f"{name} in {count} of {self.kept} only"
+            for name, count in self.labels.items()
+        )
+        text.append(f"  labels: {labels or 'none'}")
+        if self.ignored:
+            names = ", ".join(f"{name} ({count})" for name, count in self.ignored.most_common(6))
+            text.append(f"  not read, though they look like labels: {names}")
+        text += [f"  check: {line}" for line in self.checks]
+        for title, count, listed in (
+            ("broken", self.dropped["broken"], self.broken),
+            (
+                "duplicate",
+                len(self.duplicates) and max(self.dropped["duplicate"], len(self.duplicates)),
+                self.duplicates,
+            ),
+            ("same structure, other labels (kept)", len(self.relabelled), self.relabelled),
+        ):
+            text += [f"  {title}: {entry}" for entry in listed]
+            if count > len(listed):
+                text.append(f"  {title}: and {count - len(listed)} more")
+        return text
+
+
+@dataclass
+class IngestReport:
+    """All sources, and the dataset that was written."""
+
+    out: Path
+    sources: list[SourceReport]
+    manifest: Manifest
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        size = sum(shard.num_bytes for shard in self.manifest.shards)
+        text = [line for source in self.sources for line in source.lines()]
+        text.append(
+            f"{self.out}: {self.manifest.num_structures} structures, {self.manifest.num_atoms} atoms, "
+            f"{len(self.manifest.statistics['elements'])} elements in {len(self.manifest.shards)} shard"
+            f"{'s' if len(self.manifest.shards) > 1 else ''}, {size / 1e6:.1f} MB"
+        )
+        return text
