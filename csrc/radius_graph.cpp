@@ -22,13 +22,19 @@ struct Limits {
   int64_t max_images;     // negative: all
 };
 
-// Growing rows without moving what is there: a row that does not fit opens a new block.
+// Growing rows without moving what is there: a row that does not fit opens a new block. `total` counts the
+// edges of all writers, block by block, so that a hopeless search ends before it fills the memory.
 class RowWriter {
  public:
-  explicit RowWriter(std::vector<RadiusSearch::Rows>& rows) : rows_(rows) {}
+  RowWriter(std::vector<RadiusSearch::Rows>& rows, std::atomic<int64_t>& total)
+      : rows_(rows), total_(total) {}
+  ~RowWriter() { total_ += used_; }
+
+  bool overflown() const { return total_.load(std::memory_order_relaxed) > kMostEdges; }
 
   RadiusEdge* room(int64_t target, int64_t count) {
     if (used_ + count > capacity_ || rows_.empty()) {
+      total_ += used_;
       capacity_ = std::max(count, kBlockEdges);
       used_ = 0;
       rows_.push_back({target, 0, std::unique_ptr<RadiusEdge[]>(new RadiusEdge[capacity_])});
@@ -42,6 +48,7 @@ class RowWriter {
 
  private:
   std::vector<RadiusSearch::Rows>& rows_;
+  std::atomic<int64_t>& total_;
   int64_t used_ = 0, capacity_ = 0;
 };
 
@@ -95,7 +102,7 @@ void search_targets(const ImageAtoms& images, int64_t structure, int64_t first, 
                     const Limits& limits, Worker& worker, RowWriter& writer, Task& task,
                     int64_t* target_ptr) {
   worker.bits.fit(images.size());
-  for (int64_t target = begin; target < end; ++target) {
+  for (int64_t target = begin; target < end && !writer.overflown(); ++target) {
     int64_t count = images.find(target - first, worker.bits);
     RadiusEdge* row = writer.room(target, count);
     images.emit(target - first, worker.bits, row);
@@ -163,9 +170,8 @@ RadiusSearch RadiusGraphOps<DPT_LEVEL>::search(const double* positions, const do
   const auto run = [&](std::vector<Task>& tasks, const ImageAtoms* shared) {
     parallel_for(int64_t(tasks.size()), threads, [&](int64_t k) {
       Task& task = tasks[k];
-      if (num_edges.load() > kMostEdges) return;
       with_worker([&](Worker& worker) {
-        RowWriter writer(task.rows);
+        RowWriter writer(task.rows, num_edges);
         for (int64_t s = task.first_structure; s < task.last_structure; ++s) {
           const int64_t first = atom_ptr[s];
           if (!shared) {
@@ -179,11 +185,6 @@ RadiusSearch RadiusGraphOps<DPT_LEVEL>::search(const double* positions, const do
           if (task.fault.kind != RadiusFault::None) return;
         }
       });
-      int64_t edges = 0;
-      for (int64_t i = task.begin; i < task.end && task.fault.kind == RadiusFault::None; ++i) {
-        edges += target_ptr[i + 1];
-      }
-      num_edges += edges;
     });
     for (Task& task : tasks) {
       if (task.fault.kind != RadiusFault::None && search.fault.kind == RadiusFault::None) {

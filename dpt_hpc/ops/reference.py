@@ -21,7 +21,7 @@ def radius_graph(
     max_neighbors: int | None = None,
     max_images: int | None = None,
 ) -> RadiusGraph:
-    """Brute force over all images that can matter, in float64; arguments as `dpt_hpc.ops.radius_graph`.
+    """Brute force over all pairs and all images that can matter, in float64; arguments as `dpt_hpc.ops.radius_graph`.
 
     Holds (atoms x atoms x images) distances of one structure at a time.
     """
@@ -31,21 +31,20 @@ def radius_graph(
         x, lattice = positions[first:last].detach().double(), cell[b].detach().double()
         if last == first:
             continue
-        reach = image_reach(x, lattice, pbc[b], cutoff)
-        if max_images is not None:
-            reach = [min(r, max_images) for r in reach]
-        images = torch.tensor(list(itertools.product(*(range(-r, r + 1) for r in reach))), dtype=torch.float64)
-        difference = x[None, :, :] - x[:, None, :]
-        vectors = difference[:, :, None, :] + images @ lattice
+        home, reach = home_images(x, lattice, pbc[b], cutoff)
+        steps = torch.tensor(list(itertools.product(*(range(-r, r + 1) for r in reach))), dtype=torch.float64)
+        images = home[:, :, None, :] + steps
+        vectors = (x[None, :, :] - x[:, None, :])[:, :, None, :] + images @ lattice
         squares = vectors.square().sum(-1)
-        home = images.eq(0).all(1)
-        atoms = torch.arange(last - first)
-        squares[atoms[:, None], atoms[:, None], home[None, :].nonzero()[:, 1]] = torch.inf
-        target, source, image = (squares <= cutoff * cutoff).nonzero(as_tuple=True)
+        inside = squares <= cutoff * cutoff
+        inside &= ~(torch.eye(last - first, dtype=torch.bool)[:, :, None] & images.eq(0).all(-1))
+        if max_images is not None:
+            inside &= images.abs().amax(-1) <= max_images
+        target, source, step = inside.nonzero(as_tuple=True)
         sources.append(source + first)
         targets.append(target + first)
-        shifts.append(images[image].to(torch.int32))
-        lengths.append(squares[target, source, image])
+        shifts.append(images[target, source, step].to(torch.int32))
+        lengths.append(squares[target, source, step])
     num_atoms = positions.shape[0]
     source, target = (torch.cat(v) if v else torch.empty(0, dtype=torch.int64) for v in (sources, targets))
     shift = torch.cat(shifts) if shifts else torch.empty((0, 3), dtype=torch.int32)
@@ -65,18 +64,19 @@ def radius_graph(
     return RadiusGraph(torch.stack([source, target]), shift, target_ptr, truncated)
 
 
-def image_reach(x: Tensor, lattice: Tensor, pbc: Tensor, cutoff: float) -> list[int]:
-    """The largest |shift| per axis that any pair of the atoms x (n,3) within the cutoff can have."""
-    reach = [0, 0, 0]
+def home_images(x: Tensor, lattice: Tensor, pbc: Tensor, cutoff: float) -> tuple[Tensor, list[int]]:
+    """The image n of atom j with the fractions nearest to atom i's, (n,n,3) as [i,j], and how far the images within the
+    cutoff can be from it on each axis: |n + difference of fractions| <= cutoff / height, and the difference is rounded.
+    """
+    home, reach = torch.zeros(*x.shape[:1], *x.shape[:1], 3, dtype=torch.float64), [0, 0, 0]
     axes = [a for a in range(3) if bool(pbc[a])]
     if axes:
         # Columns are dual vectors within the span of the periodic ones: their lengths are 1 / height.
         dual = torch.linalg.pinv(lattice[axes])
-        fractions = x @ dual
-        spread = fractions.amax(0) - fractions.amin(0) + cutoff * dual.norm(dim=0)
-        for column, a in enumerate(axes):
-            reach[a] = int(torch.floor(spread[column] + 1e-6))
-    return reach
+        home[:, :, axes] = -((x[None, :, :] - x[:, None, :]) @ dual).round()
+        for a, inverse_height in zip(axes, dual.norm(dim=0).tolist(), strict=True):
+            reach[a] = int(cutoff * inverse_height + 0.5 + 1e-6)
+    return home, reach
 
 
 def cgconv(

@@ -1,0 +1,181 @@
+"""Compare radius_graph with ASE and matscipy, edge by edge, on every structure of the files given.
+
+    python benchmarks/radius_graph_equality.py FILE... --out benchmarks/results/radius_graph_equality.json
+
+For each structure and cutoff the full sets of (target, source, shift) are compared. Libraries round distances
+differently, so a pair whose length is within 1e-9 Å of the cutoff may be in one list and not in the other: such pairs
+are counted apart, as `boundary`, and everything else that differs is a mismatch. Exits with 1 on any mismatch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import numpy as np
+import torch
+from ase.neighborlist import primitive_neighbor_list
+from matscipy.neighbours import neighbour_list
+from numpy.typing import NDArray
+
+from dpt_hpc import _C
+from dpt_hpc.ops import RadiusGraph, radius_graph
+
+BOUNDARY = 1e-9  # Å
+BATCH = 64
+
+
+def read(path: Path) -> list[ase.Atoms]:
+    """The structures of an extended XYZ file or of a JSON list (positions and cell, or JARVIS `atoms`)."""
+    if ".json" not in path.suffixes:
+        return list(ase.io.read(path, ":"))
+    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+        records = json.load(file)
+    if not isinstance(records, list):
+        return []
+    return [_atoms(record) for record in records]
+
+
+def _atoms(record: dict[str, Any]) -> ase.Atoms:
+    if "atoms" not in record:
+        return ase.Atoms(record["atomic_numbers"], record["positions"], cell=record["cell"], pbc=True)
+    jarvis = record["atoms"]
+    symbols = [element.strip() for element in jarvis["elements"]]
+    key = "positions" if jarvis["cartesian"] else "scaled_positions"
+    return ase.Atoms(symbols, cell=jarvis["lattice_mat"], pbc=True, **{key: jarvis["coords"]})
+
+
+def batched_graph(structures: list[ase.Atoms], cutoff: float) -> RadiusGraph:
+    return radius_graph(
+        torch.tensor(np.concatenate([s.positions for s in structures])),
+        torch.tensor(np.stack([s.cell.array for s in structures])),
+        torch.tensor(np.stack([s.pbc for s in structures])),
+        torch.tensor(np.cumsum([0] + [len(s) for s in structures])),
+        cutoff,
+    )
+
+
+def rows(target: NDArray, source: NDArray, shift: NDArray) -> NDArray[np.int64]:
+    """One integer per edge: atoms in 20 bits each, shifts in 8 (all checked)."""
+    assert max(target.max(initial=0), source.max(initial=0)) < 2**20
+    assert abs(shift).max(initial=0) < 127
+    key = target.astype(np.int64) << 44 | source.astype(np.int64) << 24
+    for axis in range(3):
+        key |= (shift[:, axis].astype(np.int64) + 128) << (16 - 8 * axis)
+    return key
+
+
+def edges_of(graph: RadiusGraph, first: int, last: int) -> NDArray[np.int64]:
+    """The edges of one structure (atoms first .. last of its batch); must already be sorted and without repeats."""
+    own = slice(int(graph.target_ptr[first]), int(graph.target_ptr[last]))
+    source, target = (graph.edge_index[k, own].numpy() - first for k in (0, 1))
+    key = rows(target, source, graph.cell_shifts[own].numpy())
+    assert (key[1:] > key[:-1]).all(), "edges out of order or repeated"
+    return key
+
+
+def lengths(key: NDArray[np.int64], atoms: ase.Atoms) -> NDArray[np.float64]:
+    target, source = key >> 44, key >> 24 & (2**20 - 1)
+    shift = np.stack([(key >> bits & 255) - 128 for bits in (16, 8, 0)], axis=1)
+    vectors = atoms.positions[source] - atoms.positions[target] + shift @ atoms.cell.array
+    return np.linalg.norm(vectors, axis=1)
+
+
+def peer_lists(atoms: ase.Atoms, cutoff: float, peers: list[str]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    for peer in peers:
+        if peer == "matscipy":
+            i, j, shift = neighbour_list("ijS", atoms, cutoff)
+        else:
+            i, j, shift = primitive_neighbor_list("ijS", atoms.pbc, atoms.cell.array, atoms.positions, cutoff)
+        yield peer, rows(np.asarray(i), np.asarray(j), np.asarray(shift).reshape(-1, 3))
+
+
+def compare(structures: list[ase.Atoms], cutoff: float, peers: list[str]) -> tuple[dict[str, Any], list[str]]:
+    tally: dict[str, Any] = {"structures": 0, "atoms": 0, "edges": 0}
+    tally |= {peer: {"edges": 0, "mismatches": 0, "boundary": 0, "seconds": 0.0} for peer in peers}
+    complaints = []
+    for start in range(0, len(structures), BATCH):
+        batch = structures[start : start + BATCH]
+        graph = batched_graph(batch, cutoff)
+        first = 0
+        for index, atoms in enumerate(batch, start):
+            ours = edges_of(graph, first, first + len(atoms))
+            first += len(atoms)
+            tally["structures"] += 1
+            tally["atoms"] += len(atoms)
+            tally["edges"] += len(ours)
+            began = time.perf_counter()
+            for peer, theirs in peer_lists(atoms, cutoff, peers):
+                tally[peer]["seconds"] += time.perf_counter() - began
+                different = np.setxor1d(ours, theirs)
+                at_cutoff = np.abs(lengths(different, atoms) - cutoff) < BOUNDARY
+                wrong = int((~at_cutoff).sum()) + len(theirs) - len(np.unique(theirs))
+                tally[peer]["edges"] += len(theirs)
+                tally[peer]["mismatches"] += wrong
+                tally[peer]["boundary"] += int(at_cutoff.sum())
+                if wrong:
+                    complaints.append(f"structure {index}, cutoff {cutoff}: {wrong} edges differ from {peer}'s")
+                began = time.perf_counter()
+    for peer in peers:
+        tally[peer]["seconds"] = round(tally[peer]["seconds"], 1)
+    return tally, complaints
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--cutoffs", nargs="+", type=float, default=[5.0, 8.0])
+    parser.add_argument("--peers", nargs="+", choices=["matscipy", "ase"], default=["matscipy", "ase"])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    began = time.perf_counter()
+    result: dict[str, Any] = {
+        "what": "sets of (target, source, shift), radius_graph against each peer, on every structure of the files",
+        "boundary": f"pairs within {BOUNDARY} Å of the cutoff that one list has and the other has not",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("dpt-hpc", "torch", "numpy", "ase", "matscipy")},
+        "python": platform.python_version(),
+        "processor_level": _C.level,
+        "cutoffs": options.cutoffs,
+        "files": {},
+    }
+    complaints: list[str] = []
+    for path in options.files:
+        structures = read(path)
+        if not structures:
+            print(f"{path.name}: no list of structures, skipped")
+            continue
+        result["files"][path.name] = {}
+        for cutoff in options.cutoffs:
+            tally, found = compare(structures, cutoff, options.peers)
+            result["files"][path.name][str(cutoff)] = tally
+            complaints += [f"{path.name}, {line}" for line in found]
+            print(path.name, cutoff, tally, flush=True)
+    tallies = [t for file in result["files"].values() for t in file.values()]
+    result["total"] = {
+        "structures": sum(t["structures"] for t in tallies) // len(options.cutoffs),
+        "edges": sum(t["edges"] for t in tallies),
+    }
+    for peer in options.peers:
+        result["total"][peer] = {k: sum(t[peer][k] for t in tallies) for k in ("edges", "mismatches", "boundary")}
+    result["mismatches"] = complaints
+    result["wall_seconds"] = round(time.perf_counter() - began, 1)
+    print(json.dumps(result["total"], indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
