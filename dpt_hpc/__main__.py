@@ -35,16 +35,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"dpt-hpc {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     if debug:
         os.environ["DPT_HPC_DEBUG"] = "1"
-    if version:
-        console.print(f"dpt-hpc {__version__}")
-        raise typer.Exit
 
 
 @app.command(epilog="Example: `dpt-hpc ingest relax.extxyz --out data/mine --max-atoms 64 --max-force 25`")
@@ -216,7 +221,10 @@ def _one_of(option: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 def run_command_line(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Raises SystemExit for a user's error, with its exit code, after printing its message."""
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=arguments is None)
+        app(args=list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as end:
+        if end.code:
+            raise
     except DptError as error:
         if os.environ.get("DPT_HPC_DEBUG"):
             raise

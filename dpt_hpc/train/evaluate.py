@@ -42,8 +42,9 @@ def evaluate_checkpoint(
     target: the property that a fine-tuned network predicts; None evaluates energy, forces and stress.
     Raises DataError for elements that the network was not trained on, unless they are allowed.
     """
+    card = load_card(checkpoint)
     dataset = Dataset.open(data)
-    unknown = [SYMBOLS[z] for z in dataset.elements if z not in load_card(checkpoint).elements]
+    unknown = [SYMBOLS[z] for z in dataset.elements if z not in card.elements]
     if unknown and not allow_unknown_elements:
         raise DataError(
             f"{', '.join(data)}: contains {', '.join(unknown)}, unknown to {find_checkpoint(checkpoint)}.\n"
