@@ -97,6 +97,20 @@ def test_two_ranks_equal_one(
 
 @needs_mpi
 @pytest.mark.slow
+def test_both_engines_are_one(options: Options, one_rank: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """A single process under DeepSpeed gives what plain torch gives."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(options | {"run_dir": str(tmp_path / "one"), "engine": {"kind": "deepspeed"}}))
+    done = launch(1, config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["engine"] == "DeepSpeedEngine"
+    weights = load_weights(tmp_path / "one" / "checkpoints" / "last")
+    for name, weight in one_rank.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
+
+
+@needs_mpi
+@pytest.mark.slow
 def test_two_ranks_resume(options: Options, one_rank: dict[str, torch.Tensor], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     run_dir = tmp_path / "two"
