@@ -68,9 +68,19 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, unpacked. Wheel and editable install share its build directory, so the kernels compile once."""
+    folder = tmp_path_factory.mktemp("tree")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.glob("dpt_hpc-*")
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sdist, cwd=folder)
+    pip("wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree, cwd=folder)
     (archive,) = folder.glob("dpt_hpc-*.whl")
     return archive
 
@@ -111,10 +121,7 @@ def test_wheel_installs_and_runs_without_the_source_tree(wheel: Path, tmp_path: 
     assert "quickstart" in run(python.parent / "dpt-hpc", "--help", cwd=tmp_path)
 
 
-def test_editable_install_runs_the_sources_in_place(sdist: Path, tmp_path: Path) -> None:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (tree,) = tmp_path.glob("dpt_hpc-*")
+def test_editable_install_runs_the_sources_in_place(tree: Path, tmp_path: Path) -> None:
     python = empty_environment(tmp_path / "environment")
     pip("--python", python, "install", "--no-deps", "--no-build-isolation", "--editable", tree, cwd=tmp_path)
     package, _ = run(python, "-I", "-c", TINY_RUN, cwd=tmp_path).split()
