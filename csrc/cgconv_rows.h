@@ -64,7 +64,7 @@ struct SplineTaps {
   int64_t stride;  // 2P
 
   template <int Order>
-  inline void sum(const T* table, int64_t column, Vec<T> (&g)[EB], Vec<T> (&s)[EB]) const {
+  DPT_INLINE void sum(const T* table, int64_t column, Vec<T> (&g)[EB], Vec<T> (&s)[EB]) const {
 #pragma GCC unroll 4
     for (int e = 0; e < EB; ++e) {
       const T* row = table + base[e] + column;
@@ -81,8 +81,8 @@ struct SplineTaps {
   }
   // table += sum_e phi_e x_e + phi'_e z_e, the second only where Slopes.
   template <bool Slopes>
-  inline void add(T* table, int64_t column, const Vec<T> (&xg)[EB], const Vec<T> (&xs)[EB],
-                  const Vec<T> (&zg)[EB], const Vec<T> (&zs)[EB]) const {
+  DPT_INLINE void add(T* table, int64_t column, const Vec<T> (&xg)[EB], const Vec<T> (&xs)[EB],
+                      const Vec<T> (&zg)[EB], const Vec<T> (&zs)[EB]) const {
 #pragma GCC unroll 4
     for (int e = 0; e < EB; ++e) {
       T* row = table + base[e] + column;
@@ -111,7 +111,7 @@ struct GaussianTaps {
   int64_t stride;       // 2P
 
   template <int Order>
-  inline void sum(const T* table, int64_t column, Vec<T> (&g)[EB], Vec<T> (&s)[EB]) const {
+  DPT_INLINE void sum(const T* table, int64_t column, Vec<T> (&g)[EB], Vec<T> (&s)[EB]) const {
 #pragma GCC unroll 4
     for (int e = 0; e < EB; ++e) g[e] = s[e] = Vec<T>{};
     const T* w = weights[Order];
@@ -126,8 +126,8 @@ struct GaussianTaps {
     }
   }
   template <bool Slopes>
-  inline void add(T* table, int64_t column, const Vec<T> (&xg)[EB], const Vec<T> (&xs)[EB],
-                  const Vec<T> (&zg)[EB], const Vec<T> (&zs)[EB]) const {
+  DPT_INLINE void add(T* table, int64_t column, const Vec<T> (&xg)[EB], const Vec<T> (&xs)[EB],
+                      const Vec<T> (&zg)[EB], const Vec<T> (&zs)[EB]) const {
     T* row = table + column;
     for (int64_t k = first; k < last; ++k) {
       Vec<T> g = load(row + k * stride), s = load(row + k * stride + stride / 2);
@@ -150,7 +150,8 @@ struct GaussianTaps {
 
 // EB edges of target i, forward. sums (P): of m.
 template <class T, int EB, class Taps>
-inline void forward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge, int64_t i, T* sums) {
+DPT_INLINE void forward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge, int64_t i,
+                              T* sums) {
   const int64_t P = task.padded;
   const T* a = task.a + i * 2 * P;
   const T* b[EB];
@@ -171,8 +172,8 @@ inline void forward_block(const RowTask<T>& task, const Taps& taps, const int64_
 
 // First backward. u (P): the weighted Y of the row · sums (2P): of m_g and m_s.
 template <class T, int EB, bool WantTable, bool WantLength, class Taps>
-inline void backward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge, int64_t i,
-                           const T* u, T* sums, const Sums<T>& out) {
+DPT_INLINE void backward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge, int64_t i,
+                               const T* u, T* sums, const Sums<T>& out) {
   const int64_t P = task.padded;
   const T* a = task.a + i * 2 * P;
   const T* b[EB];
@@ -218,8 +219,8 @@ inline void backward_block(const RowTask<T>& task, const Taps& taps, const int64
 
 // Second backward. sums (3P): the tangent of m, and the Hessian of m along t (gate, filter), all without u.
 template <class T, int EB, bool WantTable, bool WantLength, class Taps>
-inline void double_backward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge,
-                                  const T* delta, int64_t i, const T* u, T* sums, const Sums<T>& out) {
+DPT_INLINE void double_backward_block(const RowTask<T>& task, const Taps& taps, const int64_t* edge,
+                                      const T* delta, int64_t i, const T* u, T* sums, const Sums<T>& out) {
   const int64_t P = task.padded;
   const T *a = task.a + i * 2 * P, *alpha = task.alpha + i * 2 * P;
   const T *b[EB], *beta[EB];
@@ -297,7 +298,7 @@ inline void double_backward_block(const RowTask<T>& task, const Taps& taps, cons
 // that order read the same rows of the table, and Gaussian windows are shared. The order depends on the row
 // alone.
 template <class T>
-inline void sort_row(const RowTask<T>& task, int64_t begin, int64_t end, RowScratch<T>& scratch) {
+DPT_INLINE void sort_row(const RowTask<T>& task, int64_t begin, int64_t end, RowScratch<T>& scratch) {
   constexpr int kBins = 64;
   int64_t offset[kBins + 1] = {};
   const T scale = T(kBins) / (task.spacing * T(task.count));
@@ -317,7 +318,7 @@ inline void sort_row(const RowTask<T>& task, int64_t begin, int64_t end, RowScra
 
 // Uniform cubic B-splines: four taps per edge; those outside the table have weight zero.
 template <class T>
-inline void spline_weights(const RowTask<T>& task, int64_t n, RowScratch<T>& scratch) {
+DPT_INLINE void spline_weights(const RowTask<T>& task, int64_t n, RowScratch<T>& scratch) {
   const T inverse = T(1) / task.spacing;
   T *value = scratch.weights, *slope = value + 4 * n, *curvature = slope + 4 * n;
   const T last = T(task.count);
@@ -345,7 +346,8 @@ inline void spline_weights(const RowTask<T>& task, int64_t n, RowScratch<T>& scr
 
 // Gaussians of EB edges, on the columns that matter to any of them.
 template <class T, int EB>
-inline GaussianTaps<T, EB> gaussian_taps(const RowTask<T>& task, const T* length, T* weights, int orders) {
+DPT_INLINE GaussianTaps<T, EB> gaussian_taps(const RowTask<T>& task, const T* length, T* weights,
+                                             int orders) {
   constexpr int lanes = Simd<T>::kLanes;
   const int64_t pitch = (task.count + lanes - 1) / lanes * lanes;
   GaussianTaps<T, EB> taps{{weights, weights + 4 * pitch, weights + 8 * pitch}, 0, 0, pitch, 2 * task.padded};
@@ -370,7 +372,7 @@ inline GaussianTaps<T, EB> gaussian_taps(const RowTask<T>& task, const T* length
     const Vec<T> centre = (ramp + T(k)) * task.spacing + task.start;
     for (int e = 0; e < EB; ++e) {
       const Vec<T> x = (length[e] - centre) * over;
-      const Vec<T> value = exp_negative<T>(T(-0.5) * x * x);
+      const Vec<T> value = exponential<T>(at_least<T>(T(-0.5) * x * x, -Simd<T>::kBound));
       store(weights + e * pitch + k, value);
       if (orders > 1) store(weights + (4 + e) * pitch + k, -over * x * value);
       if (orders > 2) store(weights + (8 + e) * pitch + k, (over * over) * (x * x - T(1)) * value);
@@ -380,8 +382,8 @@ inline GaussianTaps<T, EB> gaussian_taps(const RowTask<T>& task, const T* length
 }
 
 template <class T, bool Spline, Pass P, bool WantTable, bool WantLength, int EB>
-inline void block(const RowTask<T>& task, int64_t e, int64_t n, int64_t i, RowScratch<T>& scratch,
-                  const Sums<T>& out) {
+DPT_INLINE void block(const RowTask<T>& task, int64_t e, int64_t n, int64_t i, RowScratch<T>& scratch,
+                      const Sums<T>& out) {
   const T* u = scratch.rows;
   T* sums = scratch.rows + task.padded;
   const int64_t* edge = scratch.edge + e;

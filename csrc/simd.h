@@ -15,6 +15,9 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// The compiler's own estimate leaves some of these out of line, and then passes vectors through memory.
+#define DPT_INLINE inline __attribute__((always_inline))
+
 template <class T>
 struct Simd;
 
@@ -25,7 +28,7 @@ struct Simd<float> {
   static constexpr int kLanes = kVectorBytes / 4;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr int kMantissa = 23;
-  static constexpr float kLowest = -87.0f;  // exp of it is still a normal number
+  static constexpr float kBound = 84.0f;  // 6 exp(kBound) is finite, and 1 over it normal
   static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723e-6f;
   // exp on [-ln2/2, ln2/2]: largest relative error 1.9e-9; 2 atanh(sqrt y)/sqrt y on [0, 1/9]: 4.0e-9
   // (minimax).
@@ -42,7 +45,7 @@ struct Simd<double> {
   static constexpr int kLanes = kVectorBytes / 8;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kMantissa = 52;
-  static constexpr double kLowest = -708.0;
+  static constexpr double kBound = 704.0;
   static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
   // Largest relative errors 4.1e-20 and 9.1e-22 before rounding.
   static constexpr double kExp[] = {1.0,
@@ -77,22 +80,22 @@ template <class T>
 using Vec = typename Simd<T>::V;
 
 template <class T>
-inline Vec<T> load(const T* p) {
+DPT_INLINE Vec<T> load(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
 }
 
 template <class T>
-inline void store(T* p, Vec<T> value) {
+DPT_INLINE void store(T* p, Vec<T> value) {
   *reinterpret_cast<Vec<T>*>(p) = value;
 }
 
 template <class T>
-inline Vec<T> broadcast(T value) {
+DPT_INLINE Vec<T> broadcast(T value) {
   return value - Vec<T>{};
 }
 
 template <class T>
-inline T sum_lanes(Vec<T> v) {
+DPT_INLINE T sum_lanes(Vec<T> v) {
   constexpr int n = Simd<T>::kLanes;
   T lanes[n];
 #pragma GCC unroll 16
@@ -104,28 +107,38 @@ inline T sum_lanes(Vec<T> v) {
 }
 
 template <class T, int N>
-inline Vec<T> horner(const T (&coefficients)[N], Vec<T> x) {
+DPT_INLINE Vec<T> horner(const T (&coefficients)[N], Vec<T> x) {
   Vec<T> sum = broadcast<T>(coefficients[N - 1]);
 #pragma GCC unroll 16
   for (int k = N - 2; k >= 0; --k) sum = sum * x + coefficients[k];
   return sum;
 }
 
-// exp of a number that is not positive; at least exp(kLowest), so that no result is denormal. NaN stays NaN.
+// exp for |x| <= kBound. NaN stays NaN.
 template <class T>
-inline Vec<T> exp_negative(Vec<T> x) {
+DPT_INLINE Vec<T> exponential(Vec<T> x) {
   using S = Simd<T>;
   using I = typename S::I;
-  x = x < S::kLowest ? broadcast<T>(S::kLowest) : x;
   const Vec<T> shifted = x * T(1.4426950408889634) + S::kRound;
   const Vec<T> n = shifted - S::kRound;
-  const Vec<T> r = (x - n * S::kLn2High) - n * S::kLn2Low;
-  const Vec<T> p = horner<T>(S::kExp, r);
+  const Vec<T> rest = (x - n * S::kLn2High) - n * S::kLn2Low;
+  const Vec<T> p = horner<T>(S::kExp, rest);
   return reinterpret_cast<Vec<T>>(reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << S::kMantissa));
 }
 
+// max and min that keep NaN.
 template <class T>
-inline Vec<T> absolute(Vec<T> x) {
+DPT_INLINE Vec<T> at_least(Vec<T> x, T bound) {
+  return x < bound ? broadcast<T>(bound) : x;
+}
+template <class T>
+DPT_INLINE Vec<T> between(Vec<T> x, T low, T high) {
+  x = at_least<T>(x, low);
+  return x > high ? broadcast<T>(high) : x;
+}
+
+template <class T>
+DPT_INLINE Vec<T> absolute(Vec<T> x) {
   using I = typename Simd<T>::I;
   constexpr auto sign = decltype(I{}[0] + 0)(1) << (sizeof(T) * 8 - 2);
   return reinterpret_cast<Vec<T>>(reinterpret_cast<I>(x) & (sign | (sign - 1)));
@@ -138,26 +151,26 @@ inline Vec<T> absolute(Vec<T> x) {
 template <class T>
 struct Gate {
   using V = Vec<T>;
-  V g, zg, rg;  // zg = exp(-|g|), rg = 1 / (1 + zg)
-  V s, zs, rs;  // the same of s
-  V sigmoid, softplus;
+  V e, sigmoid;  // e = exp(-g) within bounds, sigmoid = 1 / (1 + e)
+  V s, z, r;     // z = exp(-|s|), r = 1 / (1 + z)
+  V softplus;
 
-  inline Gate(V gate, V filter) : g(gate), s(filter) {
-    zg = exp_negative<T>(-absolute<T>(g));
-    zs = exp_negative<T>(-absolute<T>(s));
-    const V og = zg + T(1), os = zs + T(1), ts = zs + T(2);
-    const V q = T(1) / (og * (os * ts));
-    rg = q * (os * ts);
-    const V qg = q * og;
-    rs = qg * ts;
-    const V w = zs * (qg * os);
-    sigmoid = g >= T(0) ? rg : zg * rg;
-    softplus = (s > T(0) ? s : V{}) + w * horner<T>(Simd<T>::kAtanh, w * w);
+  DPT_INLINE Gate(V gate, V filter) : s(filter) {
+    e = exponential<T>(between<T>(-gate, -Simd<T>::kBound, Simd<T>::kBound));
+    z = exponential<T>(at_least<T>(-absolute<T>(s), -Simd<T>::kBound));
+    const V oe = e + T(1), oz = z + T(1), tz = z + T(2);
+    const V zz = oz * tz;
+    const V q = T(1) / (oe * zz);
+    sigmoid = q * zz;
+    const V qe = q * oe;
+    r = qe * tz;
+    const V w = z * (qe * oz);
+    softplus = at_least<T>(s, T(0)) + w * horner<T>(Simd<T>::kAtanh, w * w);
   }
-  V d_sigmoid() const { return zg * (rg * rg); }
-  V sign_term() const { return (g >= T(0) ? zg - T(1) : T(1) - zg) * rg; }  // 1 - 2 sigmoid
-  V d_softplus() const { return s >= T(0) ? rs : zs * rs; }                 // sigmoid(s)
-  V dd_softplus() const { return zs * (rs * rs); }
+  DPT_INLINE V d_sigmoid() const { return (e * sigmoid) * sigmoid; }
+  DPT_INLINE V sign_term() const { return (e - T(1)) * sigmoid; }    // 1 - 2 sigmoid
+  DPT_INLINE V d_softplus() const { return s >= T(0) ? r : z * r; }  // sigmoid(s)
+  DPT_INLINE V dd_softplus() const { return (z * r) * r; }
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from dpt_hpc import _C
-from dpt_hpc.ops import RadialBasis, RadiusGraph, cgconv, messages, radius_graph
+from dpt_hpc.ops import RadialBasis, RadiusGraph, cgconv, inner_derivative, messages, radius_graph
 
 CUTOFF = 3.1
 GAUSSIANS = RadialBasis("gaussian", count=7, start=0.0, spacing=CUTOFF / 6, width=0.4)
@@ -274,6 +275,22 @@ def test_skipping_changes_nothing() -> None:
         results.append({str(k): t.grad for k, t in enumerate(tensors)})
     for other in results[1:]:
         assert_close(results[0], other, 1e-12)
+
+
+def test_after_the_inner_derivative_lengths_are_constants() -> None:
+    graph = GRAPHS["nearest 5, asymmetric"]()
+    gradients = []
+    for scope in (contextlib.nullcontext(), inner_derivative()):
+        tensors = inputs(graph, GAUSSIANS)
+        with scope:
+            y = cgconv(*tensors, GAUSSIANS, graph)
+            (slope,) = torch.autograd.grad(y.square().sum(), tensors[2], create_graph=True)
+        (y.sum() + slope.square().sum()).backward()
+        gradients.append([t.grad for t in tensors])
+    for k in (0, 1, 3):
+        assert torch.equal(gradients[0][k], gradients[1][k])
+    assert gradients[0][2] is not None
+    assert gradients[1][2] is None
 
 
 def test_third_derivative_is_refused() -> None:

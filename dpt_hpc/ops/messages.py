@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -59,6 +62,31 @@ def cgconv(
     return result
 
 
+class _Scope:
+    closed = False
+
+
+_scope: ContextVar[_Scope | None] = ContextVar("inner_derivative", default=None)
+
+
+@contextmanager
+def inner_derivative() -> Iterator[None]:
+    """A scope in which edge lengths are variables, and after which they are constants.
+
+    For forces in a loss: inside, messages are computed and the energy is differentiated with respect to the geometry,
+    with create_graph=True; outside, the loss is differentiated with respect to the weights. `loss.backward()` cannot
+    know that nobody wants the loss's gradient in the positions, and would pay for it. After the scope, cgconv gives no
+    gradient for edge_lengths of messages that were computed in it; all other gradients are what they were.
+    """
+    scope = _Scope()
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        scope.closed = True
+        _scope.reset(token)
+
+
 @dataclass(frozen=True)
 class _Message:
     """What a call keeps besides its tensors."""
@@ -66,6 +94,11 @@ class _Message:
     basis: RadialBasis
     graph: RadiusGraph
     mean: bool
+    scope: _Scope | None = field(default_factory=_scope.get)
+
+    @property
+    def lengths_are_constant(self) -> bool:
+        return self.scope is not None and self.scope.closed
 
     def run(self, name: str, inputs: tuple[Tensor, ...], **pointers: Tensor | None) -> None:
         """Call a native pass on (target_features, source_features, edge_lengths, filter_weights)."""
@@ -128,7 +161,7 @@ class _CGConv(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        wanted = tuple(_asked(ctx, k) for k in range(4))
+        wanted = tuple(_asked(ctx, k) and not (k == 2 and ctx.message.lengths_are_constant) for k in range(4))
         if not any(wanted):
             return None, None, None, None, None
         return *_apply(_CGConvBackward, *gradients, *ctx.saved_tensors, ctx.message, wanted), None
@@ -161,7 +194,7 @@ class _CGConvBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        wanted = tuple(_asked(ctx, k) for k in range(5))
+        wanted = tuple(_asked(ctx, k) and not (k == 3 and ctx.message.lengths_are_constant) for k in range(5))
         if not any(wanted) or all(g is None for g in gradients):
             return (None,) * 7
         return *_apply(_CGConvDoubleBackward, *ctx.saved_tensors, *gradients, ctx.message, wanted), None, None
