@@ -50,10 +50,10 @@ def write_dataset(
     """Write a dataset directory, one shard in memory at a time.
 
     structures: with distinct ids; read once. provenance: JSON-able; the shards state it as it is at the start, the
-    manifest as it is at the end, when the caller may know more. property_units: of every property that occurs. dtype: of positions, forces and stress
-    (cell, energy and properties stay float64). Every file is written under a temporary name, flushed and renamed, the
-    manifest last: a killed run leaves nothing that `Dataset.open` accepts. Raises DataError if `out` holds a dataset or
-    foreign files, if there is no structure, or if a property has no unit.
+    manifest as it is at the end, when the caller may know more. property_units: of every property that occurs. dtype:
+    of positions, forces and stress (cell, energy and properties stay float64). Every file is written under a temporary
+    name, flushed and renamed, the manifest last: a killed run leaves nothing that `Dataset.open` accepts. Raises
+    DataError if `out` holds a dataset or foreign files, if there is no structure, or if a property has no unit.
     """
     out = Path(out)
     claim_directory(out)

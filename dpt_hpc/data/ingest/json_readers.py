@@ -22,9 +22,20 @@ def read_matdeeplearn(path: Path, options: IngestOptions) -> Iterator[Record | B
     """A list of {structure_id, positions (Cartesian Å), cell, atomic_numbers, y: [..] or named targets}.
 
     Targets: the keys NAME or y_NAME of `options.targets`, or the entries of y in the order in which they are named.
-    energy, forces, stress and pbc are taken where they are.
+    energy, forces, stress and pbc are taken where they are. The first record may name the targets itself, in
+    `property_units`: {NAME: UNIT} (see `stated_targets`).
     """
     yield from _each(path, lambda name, raw: _matdeeplearn(name, raw, options))
+
+
+def stated_targets(path: Path) -> dict[str, str]:
+    """Names and units of the targets that the first record of a MatDeepLearn file states; empty if it does not."""
+    try:
+        first = next((item for _, item in stream_items(path)), None)
+    except JsonError:
+        return {}
+    stated = first.get("property_units") if isinstance(first, Mapping) else None
+    return {str(k): str(v) for k, v in stated.items()} if isinstance(stated, Mapping) else {}
 
 
 def _matdeeplearn(name: str, raw: Json, options: IngestOptions) -> Record:
@@ -201,7 +212,9 @@ def _labels(raw: Json, options: IngestOptions, keys: Mapping[str, str] | None = 
         if raw.get(key) is not None:
             value = numeric(raw[key], key, shapes[label])
             found[label] = float(value) if label == "energy" else value
-    unread = label_like(raw, [*names.values(), *options.targets])
+    unread = label_like(raw, [*names.values(), *options.targets, *(f"y_{t}" for t in options.targets)])
+    if options.targets and not any(t in raw or f"y_{t}" in raw for t in options.targets):
+        unread = tuple(key for key in unread if key != "y")  # read by position
     return {**found, "ignored": unread}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from dpt_hpc import __version__
 from dpt_hpc.data.ingest.checks import fault
 from dpt_hpc.data.ingest.consistency import Consistency
 from dpt_hpc.data.ingest.formats import FORMATS, SUFFIXES, detect_format, resolve_units, stress_is_stated
+from dpt_hpc.data.ingest.json_readers import stated_targets
 from dpt_hpc.data.ingest.options import IngestOptions
-from dpt_hpc.data.ingest.record import Record, RecordError
-from dpt_hpc.data.ingest.report import LISTED, IngestReport, SourceReport
+from dpt_hpc.data.ingest.record import Broken, Record, RecordError
+from dpt_hpc.data.ingest.report import IngestReport, SourceReport
 from dpt_hpc.data.ingest.units import GPA_PER_EV_A3, Units, convert
 from dpt_hpc.data.manifest import sha256_of
 from dpt_hpc.data.shards import claim_directory, write_dataset
@@ -42,6 +43,9 @@ def ingest(sources: Sequence[str | Path], out: str | Path, options: IngestOption
     _check_options(options)
     paths = _expand(sources)
     claim_directory(out)
+    if not options.targets and options.format in (None, "matdeeplearn"):
+        found = [stated_targets(p) for p in paths if (options.format or detect_format(p)) == "matdeeplearn"]
+        options = replace(options, targets={name: unit for targets in found for name, unit in targets.items()})
     intake = Intake(options)
     provenance: dict[str, Any] = {"dpt_hpc": __version__, "options": _stated(options)}
     reports = []
@@ -130,21 +134,18 @@ class Intake:
             if (report.records - 1) % self.options.stride:
                 report.dropped["passed over by the stride"] += 1
                 continue
-            if isinstance(record, Record):
-                reason = self._prepare(record, report, units)
-            else:
-                reason = record.reason
-            if reason is not None:
+            if isinstance(record, Broken) or (reason := self._prepare(record, report, units)) is not None:
+                reason = record.reason if isinstance(record, Broken) else reason
                 faults.append(f"{record.name}: {reason}")
-                report.drop("broken", report.broken, faults[-1])
+                report.dropped["broken"] += 1
+                report.name(faults[-1], report.broken)
                 if not self.options.skip_broken and len(faults) == SHOWN_FAULTS:
                     break
                 continue
-            assert isinstance(record, Record)
+            if self._repeats(record, number, report):
+                continue
             if (filtered := self._filter(record)) is not None:
                 report.dropped[filtered] += 1
-                continue
-            if self._repeats(record, number, report):
                 continue
             report.labels.update(_labels_of(record))
             report.ignored.update(record.ignored)
@@ -163,7 +164,7 @@ class Intake:
         """Convert a record's labels; the reason why it is broken, or None."""
         if (record.stress is not None) and not stress_is_stated(report.format, self.options):
             raise DataError(
-                f"{report.path}: {record.name}: has a stress, and {report.format} files state neither its unit nor sign.\n"
+                f"{report.path}: {record.name}: has a stress, but {report.format} files state no unit or sign.\n"
                 "State them: --stress-unit eV/A^3|GPa|kbar --stress-sign tension_positive|compression_positive "
                 "(VASP's output: kbar, compression_positive)."
             )
@@ -202,16 +203,16 @@ class Intake:
         place = f"{report.path.name}: {record.name}"
         earlier = self.seen.get(whole)
         if earlier is not None:
-            entry = f"{place} repeats record {earlier[1]} of {self.files[earlier[0]]}"
+            report.repeated += 1
+            report.name(f"{place} repeats record {earlier[1]} of {self.files[earlier[0]]}", report.duplicates)
             if not self.options.keep_duplicates:
-                report.drop("duplicate", report.duplicates, entry)
+                report.dropped["duplicate"] += 1
                 return True
-            if len(report.duplicates) < LISTED:
-                report.duplicates.append(entry + " (kept)")
         else:
             self.seen[whole] = (number, report.records - 1)
-            if geometry in self.geometries and len(report.relabelled) < LISTED:
-                report.relabelled.append(place)
+            if geometry in self.geometries:
+                report.relabelled_count += 1
+                report.name(place, report.relabelled)
         self.geometries.add(geometry)
         return False
 
@@ -252,7 +253,7 @@ class Intake:
             names = ", ".join(list(report.ignored)[:6])
             raise DataError(
                 f"{report.path}: no label was read, but its records have {names}.\n"
-                "Say what they are: --target NAME=UNIT for properties, --energy-key, --forces-key, --stress-key for labels."
+                "Say what they are: --target NAME=UNIT for a property; --energy-key, --forces-key or --stress-key."
             )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from dpt_hpc.data.manifest import Manifest
 
 LISTED = 20
-"""Broken records and duplicates that are listed by name; all are counted."""
+"""Broken records and duplicates that dataset.json lists by name; all are counted."""
+SHOWN = 5
+"""How many of them the terminal shows."""
 
 
 @dataclass
@@ -30,12 +32,14 @@ class SourceReport:
     broken: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
+    repeated: int = 0
+    relabelled_count: int = 0
     checks: list[str] = field(default_factory=list)
 
-    def drop(self, reason: str, listed: list[str] | None = None, entry: str = "") -> None:
-        """Count a record that is left out; list it by name if it is among the first."""
-        self.dropped[reason] += 1
-        if listed is not None and len(listed) < LISTED:
+    @staticmethod
+    def name(entry: str, listed: list[str]) -> None:
+        """Add a record to one of the lists, if it is among the first."""
+        if len(listed) < LISTED:
             listed.append(entry)
 
     def summary(self) -> dict[str, Any]:
@@ -51,6 +55,7 @@ class SourceReport:
             "labels": dict(self.labels),
             "ignored_fields": dict(self.ignored),
             "broken": self.broken,
+            "num_duplicates": self.repeated,
             "duplicates": self.duplicates,
             "same_structure_other_labels": self.relabelled,
             "checks": self.checks,
@@ -59,7 +64,8 @@ class SourceReport:
     def lines(self) -> list[str]:
         """For the terminal."""
         how = "detected" if self.detected else "as stated"
-        text = [f"{self.path}: {self.format} ({how}); {self.units}"]
+        derivatives = {"energy", "forces", "stress"} & set(self.labels)
+        text = [f"{self.path}: {self.format} ({how})" + (f"; {self.units}" if derivatives else "")]
         lost = "".join(f"; {count} {reason}" for reason, count in self.dropped.items())
         text.append(f"  {self.records} records, {self.kept} kept{lost}")
         labels = ", ".join(
@@ -73,16 +79,12 @@ class SourceReport:
         text += [f"  check: {line}" for line in self.checks]
         for title, count, listed in (
             ("broken", self.dropped["broken"], self.broken),
-            (
-                "duplicate",
-                len(self.duplicates) and max(self.dropped["duplicate"], len(self.duplicates)),
-                self.duplicates,
-            ),
-            ("same structure, other labels (kept)", len(self.relabelled), self.relabelled),
+            ("duplicate", self.repeated, self.duplicates),
+            ("same structure, other labels (kept)", self.relabelled_count, self.relabelled),
         ):
-            text += [f"  {title}: {entry}" for entry in listed]
-            if count > len(listed):
-                text.append(f"  {title}: and {count - len(listed)} more")
+            text += [f"  {title}: {entry}" for entry in listed[:SHOWN]]
+            if count > SHOWN:
+                text.append(f"  {title}: and {count - SHOWN} more")
         return text
 
 
