@@ -48,7 +48,7 @@ def test_the_faithful_preset_is_the_paper() -> None:
             "objective.force_weight=3",
             r"objective\.force_weight: unknown option; did you mean objective\.forces_weight\?",
         ),
-        ("objective.kind=forces", r"objective.*derivatives.*derivative_denoising"),
+        ("objective.kind=forces", r"objective\.kind: is 'forces'; expected derivatives or derivative_denoising"),
         ("training.epochs=0", r"training\.epochs: .*greater than or equal to 1; got 0"),
         ("training.batch_size=many", r"training\.batch_size: .*integer.*got 'many'"),
         ("data.split.train=0.9", r"data\.split: .*train \+ validation \+ test is 1\.1, expected 1"),

@@ -210,7 +210,11 @@ def test_element_references_are_the_least_squares_solution() -> None:
 def test_references_and_normalisation_keep_forces_the_derivative(
     finished: tuple[Options, Path], tmp_path: Path
 ) -> None:
-    path = run(finished[0], tmp_path / "scaled", objective={"element_references": True, "normalise": True})
+    path = run(
+        finished[0],
+        tmp_path / "scaled",
+        objective={"kind": "derivatives", "element_references": True, "normalise": True},
+    )
     weights = load_weights(path)
     assert float(weights["scale"]) != 1
     assert weights["element_references"].any()

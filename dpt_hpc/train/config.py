@@ -221,6 +221,10 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"valid here: {', '.join(valid)}."
         return f"{name}: unknown option; {hint}"
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        tags = "derivatives or derivative_denoising"
+        given = f"is {error['ctx']['tag']!r}" if error["type"] == "union_tag_invalid" else "is not given"
+        return f"{name}.kind: {given}; expected {tags}."
     if error["type"] == "missing":
         return f"{name}: required, but not given."
     return f"{name}: {error['msg']}; got {error['input']!r}."
