@@ -115,6 +115,8 @@ class EngineOptions(Options):
     kind: Literal["auto", "torch", "deepspeed"] = "auto"
     """auto: plain torch for one process, DeepSpeed for several."""
     zero_stage: Literal[0, 1, 2] = 0
+    """How much DeepSpeed shards over the ranks; one process alone has nothing to shard. Stage 3 cannot work here: it
+    frees weights that the inner gradient still needs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

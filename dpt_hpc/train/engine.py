@@ -225,10 +225,10 @@ def build_engine(
                 f"engine.kind is torch, which serves one process, but {world.source} started {world.world_size}.\n"
                 "Set engine.kind=deepspeed (or auto)."
             )
-        if engine.zero_stage:
+        if engine.zero_stage and engine.kind == "torch":
             raise ConfigError(
-                f"engine.zero_stage is {engine.zero_stage}, which needs DeepSpeed, but engine.kind resolves to torch.\n"
-                "Set engine.kind=deepspeed, or engine.zero_stage=0."
+                f"engine.zero_stage is {engine.zero_stage}, which needs DeepSpeed, but engine.kind is torch.\n"
+                "Set engine.kind=deepspeed (or auto), or engine.zero_stage=0."
             )
         return TorchEngine(objective, world, device, optimizer, clip)
     if engine.zero_stage and next(objective.parameters()).dtype == torch.float64:
