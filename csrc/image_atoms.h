@@ -42,7 +42,7 @@ struct RowBits {
 class ImageAtoms {
  public:
   // Structures whose images number more than this are searched through bins.
-  static constexpr size_t kBinsPay = 1024;
+  static constexpr size_t kBinsPay = 2048;
   // The limit on images is this many, and as many again per atom as any sane cell and cutoff need.
   static constexpr double kMostImages = double(1 << 26);
 
@@ -70,6 +70,7 @@ class ImageAtoms {
   }
 
   size_t size() const { return size_; }
+  size_t room() const { return edges_.size(); }
 
   // Mark the images within the cutoff of atom i (its index in the structure); their number.
   int64_t find(int64_t i, RowBits& bits) const {
@@ -367,8 +368,9 @@ class ImageAtoms {
     return true;
   }
 
-  static constexpr double kBinEdge = 0.5;  // of the cutoff, across the columns
-  static constexpr double kBinFlatness = 0.5;
+  // Measured: few wide columns, finely divided, feed the lanes best.
+  static constexpr double kBinEdge = 1.0;      // of the cutoff, across the columns
+  static constexpr double kBinFlatness = 0.2;  // of that, along them
 
   static constexpr double kNoCell[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1};
   static constexpr uint8_t kOpen[3] = {0, 0, 0};

@@ -6,6 +6,10 @@
 #include <limits>
 #include <mutex>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "image_atoms.h"
 #include "ops.h"
 
@@ -13,31 +17,43 @@ namespace dpt {
 namespace {
 
 constexpr int64_t kMostEdges = std::numeric_limits<int32_t>::max();
-constexpr int64_t kTaskAtoms = 256;    // targets of one task: enough work to be worth a thread's turn
-constexpr int64_t kLargeAtoms = 2048;  // structures from here on are shared between threads
-constexpr int64_t kBlockEdges = 1 << 15;
+constexpr int64_t kTaskAtoms = 256;      // targets of one task: enough work to be worth a thread's turn
+constexpr int64_t kLargeAtoms = 2048;    // structures from here on are shared between threads
+constexpr size_t kKeptImages = 1 << 18;  // a worker that has grown beyond this is not kept between calls
 
-struct Limits {
+struct Input {
+  const double* positions;
+  const double* cells;
+  const uint8_t* pbc;
+  const int64_t* atom_ptr;
+  double cutoff;
   int64_t max_neighbors;  // 0: all
   int64_t max_images;     // negative: all
+
+  int64_t num_atoms(int64_t structure) const { return atom_ptr[structure + 1] - atom_ptr[structure]; }
+  RadiusFault list_images(int64_t structure, ImageAtoms& images) const {
+    const int64_t first = atom_ptr[structure];
+    RadiusFault fault = images.build(positions + 3 * first, num_atoms(structure), first,
+                                     cells + 9 * structure, pbc + 3 * structure, cutoff);
+    fault.structure = structure;
+    return fault;
+  }
 };
 
 // Growing rows without moving what is there: a row that does not fit opens a new block. `total` counts the
 // edges of all writers, block by block, so that a hopeless search ends before it fills the memory.
 class RowWriter {
  public:
-  RowWriter(std::vector<RadiusSearch::Rows>& rows, std::atomic<int64_t>& total)
-      : rows_(rows), total_(total) {}
+  RowWriter(std::vector<RadiusRows>& rows, std::atomic<int64_t>& total) : rows_(rows), total_(total) {}
   ~RowWriter() { total_ += used_; }
 
   bool overflown() const { return total_.load(std::memory_order_relaxed) > kMostEdges; }
 
   RadiusEdge* room(int64_t target, int64_t count) {
-    if (used_ + count > capacity_ || rows_.empty()) {
+    if (rows_.empty() || used_ + count > rows_.back().capacity) {
       total_ += used_;
-      capacity_ = std::max(count, kBlockEdges);
       used_ = 0;
-      rows_.push_back({target, 0, std::unique_ptr<RadiusEdge[]>(new RadiusEdge[capacity_])});
+      rows_.emplace_back(target, count);
     }
     return rows_.back().edges.get() + used_;
   }
@@ -47,9 +63,9 @@ class RowWriter {
   }
 
  private:
-  std::vector<RadiusSearch::Rows>& rows_;
+  std::vector<RadiusRows>& rows_;
   std::atomic<int64_t>& total_;
-  int64_t used_ = 0, capacity_ = 0;
+  int64_t used_ = 0;  // edges in the last block
 };
 
 int64_t keep_near_cells(RadiusEdge* row, int64_t count, int64_t max_images) {
@@ -83,26 +99,29 @@ int64_t keep_nearest(const ImageAtoms& images, int64_t i, RadiusEdge* row, int64
   return kept;
 }
 
+// Buffers of one thread.
 struct Worker {
-  ImageAtoms images;  // of the worker's own small structures
+  ImageAtoms images;  // of the small structures it searches whole
   RowBits bits;
   std::vector<double> distances, sorted;
 };
 
-// Targets [begin, end) of one large structure, or of a run of whole small ones.
+// Targets [begin, end): a part of one large structure, or a run of whole small ones.
 struct Task {
   int64_t first_structure, last_structure;
   int64_t begin, end;
-  std::vector<RadiusSearch::Rows> rows;
+  std::vector<RadiusRows> rows;
   RadiusFault fault;
   int64_t num_truncated = 0;
 };
 
-void search_targets(const ImageAtoms& images, int64_t structure, int64_t first, int64_t begin, int64_t end,
-                    const Limits& limits, Worker& worker, RowWriter& writer, Task& task,
-                    int64_t* target_ptr) {
+// The targets of the task that belong to one structure. target_ptr[i + 1] receives the length of row i.
+void search_structure(const Input& input, int64_t structure, const ImageAtoms& images, Worker& worker,
+                      RowWriter& writer, Task& task, int64_t* target_ptr) {
   worker.bits.fit(images.size());
-  for (int64_t target = begin; target < end && !writer.overflown(); ++target) {
+  const int64_t first = input.atom_ptr[structure];
+  const int64_t end = std::min(task.end, input.atom_ptr[structure + 1]);
+  for (int64_t target = std::max(task.begin, first); target < end && !writer.overflown(); ++target) {
     int64_t count = images.find(target - first, worker.bits);
     RadiusEdge* row = writer.room(target, count);
     images.emit(target - first, worker.bits, row);
@@ -112,14 +131,27 @@ void search_targets(const ImageAtoms& images, int64_t structure, int64_t first, 
       worker.bits.fault = RadiusFault();
       return;
     }
-    if (limits.max_images >= 0) count = keep_near_cells(row, count, limits.max_images);
-    if (limits.max_neighbors > 0) {
-      task.num_truncated += count > limits.max_neighbors;
-      count = keep_nearest(images, target - first, row, count, limits.max_neighbors, worker.distances,
+    if (input.max_images >= 0) count = keep_near_cells(row, count, input.max_images);
+    if (input.max_neighbors > 0) {
+      task.num_truncated += count > input.max_neighbors;
+      count = keep_nearest(images, target - first, row, count, input.max_neighbors, worker.distances,
                            worker.sorted);
     }
     writer.close_row(count);
     target_ptr[target + 1] = count;
+  }
+}
+
+// `shared`: the images of the one structure that the task is a part of, or null.
+void search_task(const Input& input, const ImageAtoms* shared, Worker& worker,
+                 std::atomic<int64_t>& num_edges, Task& task, int64_t* target_ptr) {
+  RowWriter writer(task.rows, num_edges);
+  for (int64_t s = task.first_structure; s < task.last_structure; ++s) {
+    if (!shared) task.fault = input.list_images(s, worker.images);
+    if (task.fault.kind == RadiusFault::None) {
+      search_structure(input, s, shared ? *shared : worker.images, worker, writer, task, target_ptr);
+    }
+    if (task.fault.kind != RadiusFault::None) return;
   }
 }
 
@@ -140,6 +172,19 @@ void parallel_for(int64_t n, int threads, const Body& body) {
   if (error) std::rethrow_exception(error);
 }
 
+// Ask for huge pages for fresh memory about to be written: its page faults would take longer than the search.
+void expect_writes(void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr size_t kPage = 4096, kWorthwhile = size_t(4) << 20;
+  if (bytes < kWorthwhile) return;
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(start), (bytes - kPage) / kPage * kPage,
+          MADV_HUGEPAGE);  // a hint: may fail
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 }  // namespace
 
 template <>
@@ -147,101 +192,73 @@ RadiusSearch RadiusGraphOps<DPT_LEVEL>::search(const double* positions, const do
                                                const uint8_t* pbc, const int64_t* atom_ptr,
                                                int64_t num_structures, double cutoff, int64_t max_neighbors,
                                                int64_t max_images, int threads, int64_t* target_ptr) {
-  const Limits limits{max_neighbors, max_images};
+  static Kept<Worker> workers(64);
+  const Input input{positions, cells, pbc, atom_ptr, cutoff, max_neighbors, max_images};
   RadiusSearch search;
   std::atomic<int64_t> num_edges{0};
-  // Workers outlive their tasks, so that their buffers are allocated once.
-  std::vector<std::unique_ptr<Worker>> idle;
-  std::mutex guard;
-  const auto with_worker = [&](const auto& body) {
-    std::unique_ptr<Worker> worker;
-    {
-      const std::lock_guard<std::mutex> lock(guard);
-      if (!idle.empty()) {
-        worker = std::move(idle.back());
-        idle.pop_back();
-      }
-    }
+  std::vector<Task> tasks;
+  const auto with_worker = [](const auto& body) {
+    std::unique_ptr<Worker> worker = workers.take();
     if (!worker) worker = std::make_unique<Worker>();
     body(*worker);
-    const std::lock_guard<std::mutex> lock(guard);
-    idle.push_back(std::move(worker));
+    if (worker->images.room() < kKeptImages) workers.give_back(std::move(worker));
   };
-  const auto run = [&](std::vector<Task>& tasks, const ImageAtoms* shared) {
+  const auto run = [&](const ImageAtoms* shared) {
     parallel_for(int64_t(tasks.size()), threads, [&](int64_t k) {
-      Task& task = tasks[k];
-      with_worker([&](Worker& worker) {
-        RowWriter writer(task.rows, num_edges);
-        for (int64_t s = task.first_structure; s < task.last_structure; ++s) {
-          const int64_t first = atom_ptr[s];
-          if (!shared) {
-            task.fault = worker.images.build(positions + 3 * first, atom_ptr[s + 1] - first, first,
-                                             cells + 9 * s, pbc + 3 * s, cutoff);
-            task.fault.structure = s;
-            if (task.fault.kind != RadiusFault::None) return;
-          }
-          search_targets(shared ? *shared : worker.images, s, first, std::max(task.begin, first),
-                         std::min(task.end, atom_ptr[s + 1]), limits, worker, writer, task, target_ptr);
-          if (task.fault.kind != RadiusFault::None) return;
-        }
-      });
+      with_worker(
+          [&](Worker& worker) { search_task(input, shared, worker, num_edges, tasks[k], target_ptr); });
     });
     for (Task& task : tasks) {
-      if (task.fault.kind != RadiusFault::None && search.fault.kind == RadiusFault::None) {
-        search.fault = task.fault;
-      }
+      if (search.fault.kind == RadiusFault::None) search.fault = task.fault;
       search.num_truncated += task.num_truncated;
-      for (RadiusSearch::Rows& rows : task.rows) search.rows.push_back(std::move(rows));
+      for (RadiusRows& rows : task.rows) search.rows.push_back(std::move(rows));
     }
     tasks.clear();
   };
 
-  std::vector<Task> tasks;
   int64_t s = 0;
   while (s < num_structures && search.fault.kind == RadiusFault::None) {
-    if (atom_ptr[s + 1] - atom_ptr[s] >= kLargeAtoms) {
-      ImageAtoms images;
-      search.fault = images.build(positions + 3 * atom_ptr[s], atom_ptr[s + 1] - atom_ptr[s], atom_ptr[s],
-                                  cells + 9 * s, pbc + 3 * s, cutoff);
-      search.fault.structure = s;
-      if (search.fault.kind != RadiusFault::None) break;
-      for (int64_t i = atom_ptr[s]; i < atom_ptr[s + 1]; i += kTaskAtoms) {
-        tasks.push_back({s, s + 1, i, std::min(i + kTaskAtoms, atom_ptr[s + 1]), {}, {}});
-      }
-      run(tasks, &images);
+    if (input.num_atoms(s) >= kLargeAtoms) {
+      with_worker([&](Worker& worker) {
+        search.fault = input.list_images(s, worker.images);
+        if (search.fault.kind != RadiusFault::None) return;
+        for (int64_t i = atom_ptr[s]; i < atom_ptr[s + 1]; i += kTaskAtoms) {
+          tasks.push_back({s, s + 1, i, std::min(i + kTaskAtoms, atom_ptr[s + 1]), {}, {}});
+        }
+        run(&worker.images);
+      });
       ++s;
       continue;
     }
-    // A run of small structures: every task takes whole ones.
-    for (; s < num_structures && atom_ptr[s + 1] - atom_ptr[s] < kLargeAtoms;) {
+    while (s < num_structures && input.num_atoms(s) < kLargeAtoms) {
       const int64_t start = s;
-      while (s < num_structures && atom_ptr[s + 1] - atom_ptr[s] < kLargeAtoms &&
+      while (s < num_structures && input.num_atoms(s) < kLargeAtoms &&
              atom_ptr[s] - atom_ptr[start] < kTaskAtoms) {
         ++s;
       }
       tasks.push_back({start, s, atom_ptr[start], atom_ptr[s], {}, {}});
     }
-    run(tasks, nullptr);
-  }
-  if (search.fault.kind != RadiusFault::None) return search;
-  if (num_edges.load() > kMostEdges) {
-    search.fault.kind = RadiusFault::Edges;
-    search.fault.value = double(num_edges.load());
-    return search;
-  }
-  target_ptr[0] = 0;
-  for (int64_t i = 0; i < (num_structures ? atom_ptr[num_structures] : 0); ++i) {
-    target_ptr[i + 1] += target_ptr[i];
+    run(nullptr);
   }
   search.num_edges = num_edges.load();
+  if (search.fault.kind == RadiusFault::None && search.num_edges > kMostEdges) {
+    search.fault.kind = RadiusFault::Edges;
+    search.fault.value = double(search.num_edges);
+  }
+  if (search.fault.kind != RadiusFault::None) return search;
+  target_ptr[0] = 0;
+  const int64_t num_atoms = num_structures ? atom_ptr[num_structures] : 0;
+  for (int64_t i = 0; i < num_atoms; ++i) target_ptr[i + 1] += target_ptr[i];
   return search;
 }
 
 template <>
 void RadiusGraphOps<DPT_LEVEL>::fill(const RadiusSearch& search, const int64_t* target_ptr, int threads,
                                      int64_t* edge_index, int32_t* cell_shifts) {
+  expect_writes(edge_index, 2 * search.num_edges * sizeof(int64_t));
+  expect_writes(cell_shifts, 3 * search.num_edges * sizeof(int32_t));
   parallel_for(int64_t(search.rows.size()), threads, [&](int64_t k) {
-    const RadiusSearch::Rows& rows = search.rows[k];
+    const RadiusRows& rows = search.rows[k];
     const RadiusEdge* edge = rows.edges.get();
     int64_t e = target_ptr[rows.first_target];
     for (int64_t i = rows.first_target; i < rows.first_target + rows.num_targets; ++i) {

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
+
+#include "kept.h"
 
 namespace dpt {
 
@@ -23,14 +24,37 @@ struct RadiusFault {
   double value = 0;
 };
 
-struct RadiusSearch {
-  // The edges of consecutive targets, in the final order.
-  struct Rows {
-    int64_t first_target;
-    int64_t num_targets;
-    std::unique_ptr<RadiusEdge[]> edges;
-  };
+// The edges of consecutive targets, in the final order; of at least kBlock edges, and kept for reuse if
+// exactly so.
+struct RadiusRows {
+  static constexpr int64_t kBlock = 1 << 14;
 
+  int64_t first_target;
+  int64_t num_targets = 0;
+  int64_t capacity;
+  std::unique_ptr<RadiusEdge[]> edges;
+
+  RadiusRows(int64_t target, int64_t room)
+      : first_target(target), capacity(room > kBlock ? room : kBlock), edges(kept(capacity)) {}
+  RadiusRows(RadiusRows&&) = default;
+  RadiusRows(const RadiusRows&) = delete;
+  ~RadiusRows() {
+    if (edges && capacity == kBlock) pool().give_back(std::move(edges));
+  }
+
+ private:
+  // 256 blocks: 64 MiB.
+  static Kept<RadiusEdge[]>& pool() {
+    static Kept<RadiusEdge[]> blocks(256);
+    return blocks;
+  }
+  static std::unique_ptr<RadiusEdge[]> kept(int64_t capacity) {
+    std::unique_ptr<RadiusEdge[]> block = capacity == kBlock ? pool().take() : nullptr;
+    return block ? std::move(block) : std::unique_ptr<RadiusEdge[]>(new RadiusEdge[capacity]);
+  }
+};
+
+struct RadiusSearch {
   RadiusSearch() = default;
   RadiusSearch(RadiusSearch&&) = default;
   RadiusSearch(const RadiusSearch&) = delete;
@@ -38,7 +62,7 @@ struct RadiusSearch {
   RadiusFault fault;
   int64_t num_edges = 0;
   int64_t num_truncated = 0;
-  std::vector<Rows> rows;
+  std::vector<RadiusRows> rows;
 };
 
 }  // namespace dpt

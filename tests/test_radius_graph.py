@@ -36,7 +36,7 @@ def edge_lengths(graph: RadiusGraph, positions: Tensor, cell: Tensor, atom_ptr: 
 
 
 @pytest.mark.parametrize("name", NASTY)
-@pytest.mark.parametrize("cutoff", [2.5, 6.0])
+@pytest.mark.parametrize("cutoff", [2.5, 6.0, 10.0])
 def test_equals_brute_force_on_nasty_systems(name: str, cutoff: float) -> None:
     batch = batch_of([NASTY[name]])
     assert_same(radius_graph(*batch, cutoff), reference.radius_graph(*batch, cutoff))
