@@ -70,6 +70,13 @@ $(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(CPP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -qq --no-build-isolation --no-deps --editable .
 	@echo "cuda=$(DPT_HPC_CUDA)" > $@
 
+bench: setup ## the benchmarks, on this machine and the sample data (STRUCTURES=FILE.xyz: on your own)
+	@test -n "$(STRUCTURES)" || $(BIN)/python benchmarks/export_sample.py build/sample.xyz
+	@echo "== One training step: fused kernels beside plain PyTorch"
+	@$(BIN)/python benchmarks/training_step.py $(or $(STRUCTURES),build/sample.xyz) --batch 4
+	@echo "== Neighbour lists: equal to those of ASE and matscipy, edge by edge"
+	@$(BIN)/python benchmarks/radius_graph_equality.py $(or $(STRUCTURES),build/sample.xyz)
+
 lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
