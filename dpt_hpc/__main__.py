@@ -80,7 +80,7 @@ def ingest(
     compression: Annotated[str | None, typer.Option(help="gzip or lzf; none reads fastest.")] = None,
 ) -> None:
     """Read structure files, check their labels, units and signs, and write a dataset of HDF5 shards."""
-    from dpt_hpc.data.ingest import IngestOptions, render_report
+    from dpt_hpc.data.ingest import IngestOptions
     from dpt_hpc.data.ingest import ingest as run
 
     pairs = [pair.partition("=") for pair in target or []]
@@ -110,7 +110,8 @@ def ingest(
         dtype=_one_of("--dtype", dtype, ("float64", "float32")),
         compression=_one_of("--compression", compression, (None, "gzip", "lzf")),
     )
-    console.print(render_report(run(sources, out, options)))
+    for line in run(sources, out, options).lines():
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: `dpt-hpc inspect data/mine`")
