@@ -134,7 +134,7 @@ class Consistency:
         median, negative = float(np.median(moduli)), float(np.mean(np.array(moduli) < 0))
         if negative > 0.8:
             self._refuse(
-                f"the stress has the wrong sign: in {negative:.0%} of {len(moduli)} formulas, pressure rises with volume.",
+                f"the stress sign is wrong: for {negative:.0%} of {len(moduli)} formulas pressure rises with volume.",
                 "State the other sign with --stress-sign",
             )
         if negative < 0.2 and not SOLID[0] < median < SOLID[1]:
