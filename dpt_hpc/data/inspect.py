@@ -139,7 +139,7 @@ def bars(histogram: tuple[int, ...]) -> str:
     return "".join(" " if n == 0 else BARS[round(n / top * (len(BARS) - 1))] for n in histogram)
 
 
-def render(summary: DatasetSummary) -> RenderableType:
+def render_summary(summary: DatasetSummary) -> RenderableType:
     """The summary for a terminal of at least 100 columns."""
     head = Text(
         f"{summary.path}: {summary.num_structures:,} structures of {summary.num_groups:,} groups, "
