@@ -69,16 +69,22 @@ def write_dataset(
             shards.append(_write_shard(out, len(shards), block, stated, property_units or {}, options))
             block.clear()
 
-    for structure in structures:
-        statistics.show(structure)
-        if block and atoms + structure.num_atoms > shard_atoms:
-            flush()
-            atoms = 0
-        block.append(structure)
-        atoms += structure.num_atoms
-    flush()
-    if not shards:
-        raise DataError(f"dataset {out}: not one structure is left to write.\nLoosen the filters, or check the source.")
+    try:
+        for structure in structures:
+            statistics.show(structure)
+            if block and atoms + structure.num_atoms > shard_atoms:
+                flush()
+                atoms = 0
+            block.append(structure)
+            atoms += structure.num_atoms
+        flush()
+        if not shards:
+            raise DataError(
+                f"dataset {out}: not one structure is left to write.\nLoosen the filters, or check the source."
+            )
+    except BaseException:
+        _clear(out)
+        raise
     manifest = Manifest(
         num_structures=sum(s.num_structures for s in shards),
         num_atoms=sum(s.num_atoms for s in shards),
@@ -104,9 +110,17 @@ def claim_directory(out: Path) -> None:
                 f"output {out}: is not empty; it holds {', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}.\n"
                 "Name a new directory."
             )
-        for name in found:
-            (out / name).unlink()
+        _clear(out)
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _clear(out: Path) -> None:
+    """Remove the files of an unfinished dataset, and the directory if nothing else is in it."""
+    for path in list(out.iterdir()):
+        if OURS.fullmatch(path.name):
+            path.unlink()
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def _write_shard(

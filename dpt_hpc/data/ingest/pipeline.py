@@ -42,22 +42,23 @@ def ingest(sources: Sequence[str | Path], out: str | Path, options: IngestOption
     out = Path(out)
     _check_options(options)
     paths = _expand(sources)
-    claim_directory(out)
     if not options.targets and options.format in (None, "matdeeplearn"):
         found = [stated_targets(p) for p in paths if (options.format or detect_format(p)) == "matdeeplearn"]
         options = replace(options, targets={name: unit for targets in found for name, unit in targets.items()})
-    intake = Intake(options)
+    formats = [options.format or detect_format(path) for path in paths]
+    units = [resolve_units(name, options) for name in formats]
+    claim_directory(out)
     provenance: dict[str, Any] = {"dpt_hpc": __version__, "options": _stated(options)}
-    reports = []
-    for path in paths:
-        name = options.format or detect_format(path)
-        units = resolve_units(name, options)
-        reports.append(SourceReport(path, name, options.format is None, str(units), sha256_of(path)))
+    reports = [
+        SourceReport(path, name, options.format is None, str(stated), sha256_of(path))
+        for path, name, stated in zip(paths, formats, units, strict=True)
+    ]
     provenance["sources"] = [{"file": r.path.name, "sha256": r.sha256} for r in reports]
 
     def structures() -> Iterator[Structure]:
-        for number, report in enumerate(reports):
-            yield from intake.take(number, report, resolve_units(report.format, options))
+        intake = Intake(options)
+        for report, stated in zip(reports, units, strict=True):
+            yield from intake.take(report, stated)
         provenance["sources"] = [report.summary() for report in reports]
         provenance["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -124,8 +125,9 @@ class Intake:
         self.geometries: set[int] = set()
         self.files: list[str] = []
 
-    def take(self, number: int, report: SourceReport, units: Units) -> Iterator[Structure]:
+    def take(self, report: SourceReport, units: Units) -> Iterator[Structure]:
         """The structures of one source that are to be written, in order."""
+        number = len(self.files)
         self.files.append(report.path.name)
         consistency = Consistency(report.path, units)
         faults: list[str] = []
