@@ -19,7 +19,7 @@ from dpt_hpc.report.paper import (
 )
 from dpt_hpc.report.runs import FineTuning, Run, find_run, load_run
 from dpt_hpc.report.summary import dataset_name, network_name, objective_name, seed_errors, target_of, unit_of
-from dpt_hpc.report.wording import count, listing
+from dpt_hpc.report.wording import NO_BREAK, count, listing
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,20 @@ class Group:
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
         return low - margin, high + margin
+
+
+def verdict(entry: Entry) -> str:
+    """One sentence on how an entry compares with its baseline and with the paper; "" if with neither."""
+    if entry.start.row == "baseline":
+        return f"The paper's baseline: {entry.paper[0]:g} (Table {entry.paper[1]})." if entry.paper else ""
+    if entry.improvement is None:
+        return ""
+    size = f"{abs(entry.improvement):.1f}{NO_BREAK}%"
+    words = f"That is {size} {'better' if entry.improvement > 0 else 'worse'} than without pre-training"
+    if entry.paper_improvement is None:
+        return f"{words}."
+    theirs = f"{abs(entry.paper_improvement):.1f}{NO_BREAK}%"
+    return f"{words}; in the paper it is {theirs} {'better' if entry.paper_improvement > 0 else 'worse'}."
 
 
 def start_of(tuning: FineTuning, others: Sequence[Run]) -> Start:
@@ -175,12 +189,12 @@ def _paper(
 def _protocol(members: Sequence[FineTuning]) -> list[str]:
     """Where these fine-tunings depart from the paper's: a comparison must say so."""
     departures = []
-    seeds = {len(m.seeds) for m in members}
+    seeds = {m.expected for m in members}
     if seeds != {PROTOCOL.seeds}:
-        departures.append(f"{listing([str(s) for s in sorted(seeds)])} seeds instead of {PROTOCOL.seeds}")
+        departures.append(f"{_each(seeds)} {'seed' if seeds == {1} else 'seeds'} instead of {PROTOCOL.seeds}")
     epochs = {m.runs[0].total_epochs or m.runs[0].last_epoch for m in members}
     if epochs != {PROTOCOL.epochs}:
-        departures.append(f"{listing([str(e) for e in sorted(epochs)])} epochs instead of {PROTOCOL.epochs}")
+        departures.append(f"{_each(epochs)} epochs instead of {PROTOCOL.epochs}")
     splits = {_split(m.runs[0].config) for m in members}
     for fractions, by in sorted(splits):
         if fractions and fractions != PROTOCOL.split:
@@ -191,6 +205,10 @@ def _protocol(members: Sequence[FineTuning]) -> list[str]:
     if not departures:
         return ["Same protocol as the paper's: 5 seeds, 200 epochs, random split 0.6/0.2/0.2."]
     return [f"Departures from the paper's protocol: {'; '.join(dict.fromkeys(departures))}."]
+
+
+def _each(numbers: set[int]) -> str:
+    return " or ".join(str(n) for n in sorted(numbers))
 
 
 def _split(config: Mapping[str, Any]) -> tuple[tuple[float, ...], str]:

@@ -171,7 +171,7 @@ def _limits(true: Array, predicted: Array) -> tuple[float, float]:
 
 def _density(axes: Any, true: Array, predicted: Array, low: float, high: float) -> None:
     """Hexagons whose opacity grows with the logarithm of their count, in few steps (many steps are a large page)."""
-    hexagons = axes.hexbin(true, predicted, gridsize=44, extent=(low, high, low, high), mincnt=1)
+    hexagons = axes.hexbin(true, predicted, gridsize=60, extent=(low, high, low, high), mincnt=1)
     counts = np.asarray(hexagons.get_array(), dtype=np.float64)
     level = np.log(counts) / max(np.log(counts.max()), 1e-9) * (len(SHADES) - 1)
     opacity = np.asarray(SHADES)[np.rint(level).astype(int)]
@@ -195,7 +195,7 @@ def _log_axis(axes: Any, values: Array) -> None:
     decades = np.log10(high / low)
     if decades < 0.7:
         margin = 0.08 * (high - low) or 0.1 * high
-        ticks = MaxNLocator(5).tick_values(low, high)
+        ticks = MaxNLocator(5).tick_values(low, high) if high > low * 1.0001 else [low]
         axes.set_ylim(max(low - margin, low * 0.5), high + margin)
         axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if low - margin <= t <= high + margin and t > 0]))
     else:
@@ -208,7 +208,7 @@ def _log_axis(axes: Any, values: Array) -> None:
 def _tick(value: float, _: int | None = None) -> str:
     if value == 0:
         return "0"
-    if 1e-3 <= abs(value) < 1e5:
+    if 1e-4 <= abs(value) < 1e5:
         return f"{value:.6g}".replace("-", MINUS)
     mantissa, exponent = f"{value:.3e}".split("e")
     mantissa = f"{float(mantissa):g}"

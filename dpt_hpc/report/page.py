@@ -14,10 +14,12 @@ from markupsafe import Markup
 
 from dpt_hpc import __version__
 from dpt_hpc.report import wording
-from dpt_hpc.report.comparison import Group, compare, start_of, strip
+from dpt_hpc.report.comparison import Group, compare, start_of, strip, verdict
+from dpt_hpc.report.origin import origin
 from dpt_hpc.report.runs import FineTuning, Run, Source, load_runs
 from dpt_hpc.report.sections import accuracy_figures, elements, worst
 from dpt_hpc.report.summary import (
+    best_epoch,
     dataset_name,
     error_rows,
     network_name,
@@ -53,8 +55,10 @@ def render(runs: Sequence[Run | FineTuning], now: datetime | None = None) -> str
     single = [run for run in runs if isinstance(run, Run)]
     tunings = [run for run in runs if isinstance(run, FineTuning)]
     pretrainings = [run for run in single if run.task != "evaluate"]
+    groups = compare(tunings, single)
+    verdicts = {entry.tuning.path: verdict(entry) for group in groups for entry in group.entries}
     sections = [
-        _tuning_section(run, i, single) if isinstance(run, FineTuning) else _run_section(run, i)
+        _tuning_section(run, i, single, verdicts[run.path]) if isinstance(run, FineTuning) else _run_section(run, i)
         for i, run in enumerate(runs)
     ]
     anchors = {run.path: section["anchor"] for run, section in zip(runs, sections, strict=True)}
@@ -63,7 +67,7 @@ def render(runs: Sequence[Run | FineTuning], now: datetime | None = None) -> str
         made=wording.moment(now.isoformat()),
         version=__version__,
         sections=sections,
-        groups=[_group(group, anchors) for group in compare(tunings, single)],
+        groups=[_group(group, anchors) for group in groups],
         pretraining=_pretraining_table(pretrainings, anchors),
         overlays=compared_curves(pretrainings),
         sources=_sources(runs),
@@ -130,7 +134,7 @@ def _run_section(run: Run, index: int) -> Section:
     }
 
 
-def _tuning_section(tuning: FineTuning, index: int, others: Sequence[Run]) -> Section:
+def _tuning_section(tuning: FineTuning, index: int, others: Sequence[Run], compared: str) -> Section:
     first, key = tuning.runs[0], f"r{index}"
     predictions = [run.predictions for run in tuning.runs if run.predictions]
     unit = str(tuning.results.get("unit") or "") or unit_of(first)
@@ -142,7 +146,7 @@ def _tuning_section(tuning: FineTuning, index: int, others: Sequence[Run]) -> Se
             {
                 "seed": seed,
                 "state": state_of(run),
-                "best_epoch": run.results.get("best_epoch"),
+                "best_epoch": (best_epoch(run) or {}).get("epoch"),
                 "validation": wording.number(row.best if row else None),
                 "test": wording.number(row.test if row else None),
             }
@@ -155,7 +159,7 @@ def _tuning_section(tuning: FineTuning, index: int, others: Sequence[Run]) -> Se
         "state": state_of(tuning),
         "finished": tuning.finished,
         "subject": about,
-        "outcome": result,
+        "outcome": f"{result} {compared}".strip(),
         "warnings": _warnings(tuning.runs),
         "errors": [],
         "part": predictions[0].part if predictions else None,
@@ -188,16 +192,19 @@ def _error_row(row: Any) -> Section:
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-    found = []
+    """What a reader must know, each once, with the seeds that it concerns."""
+    found: dict[str, list[str]] = {}
     for run in runs:
+        said = [f"The dataset at {s.path} has changed since this run." for s in run.sources if s.changed]
         if run.cut:
-            found.append(f"{run.name}: the last line of metrics.jsonl is incomplete and was left out.")
+            said.append("The last line of metrics.jsonl is incomplete and was left out.")
         if run.predictions is None and run.finished:
-            found.append(f"{run.name}: no predictions_<part>.npz, so no parity plots and no errors by element.")
+            said.append("There is no predictions_<part>.npz, so no parity plots and no errors by element.")
         if run.predictions is not None and run.predictions.part != "test":
-            found.append(f"{run.name}: no predictions for the test part; those for {run.predictions.part} are shown.")
-        found += [f"{run.name}: the dataset at {s.path} has changed since this run." for s in run.sources if s.changed]
-    return found
+            said.append(f"No predictions for the test part: those for the {run.predictions.part} part are shown.")
+        for text in said:
+            found.setdefault(text, []).append(run.path.name)
+    return [text + (f" ({', '.join(names)})" if len(names) < len(runs) else "") for text, names in found.items()]
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:
@@ -243,26 +250,21 @@ def _group(group: Group, anchors: Mapping[Path, str]) -> Section:
     }
 
 
-def _pretraining_table(runs: Sequence[Run], anchors: Mapping[Path, str]) -> list[Section]:
+def _pretraining_table(runs: Sequence[Run], anchors: Mapping[Path, str]) -> Section | None:
+    """Errors of several pre-training runs side by side: a column for every label that one of them reports."""
     if len(runs) < 2:
-        return []
-    return [
-        {
-            "name": run.name,
-            "anchor": anchors[run.path],
-            "network": network_name(run.network),
-            "objective": objective_name(run),
-            "data": dataset_name(run),
-            "epochs": run.last_epoch,
-            "errors": [
-                wording.quantity(row.test if row.test is not None else row.best, row.quantity.error_unit)
-                + ("" if row.test is not None else " (validation)")
-                + f" {row.quantity.name.lower()}"
-                for row in error_rows(run)
-            ],
-        }
-        for run in runs
-    ]
+        return None
+    tables = [{row.quantity: row for row in error_rows(run)} for run in runs]
+    columns = list(dict.fromkeys(q for table in tables for q in table))
+    rows = []
+    for run, table in zip(runs, tables, strict=True):
+        cells = []
+        for row in (table.get(q) for q in columns):
+            value = row and (row.best if row.test is None else row.test)
+            cells.append({"text": wording.number(value), "validation": row is not None and row.test is None})
+        facts = {"network": network_name(run.network), "objective": objective_name(run), "data": dataset_name(run)}
+        rows.append({"name": run.name, "anchor": anchors[run.path], "epochs": run.last_epoch, "cells": cells, **facts})
+    return {"columns": [{"name": q.name, "unit": q.error_unit} for q in columns], "rows": rows}
 
 
 def _sources(runs: Sequence[Run | FineTuning]) -> list[Section]:
@@ -280,12 +282,7 @@ def _sources(runs: Sequence[Run | FineTuning]) -> list[Section]:
             "digest": str(source.digest or source.manifest.get("digest") or ""),
             "used_by": wording.listing(users),
             "found": bool(source.manifest),
-            "origin": wording.flat(_origin(source.manifest)),
+            **origin(source.manifest),
         }
         for source, users in found.values()
     ]
-
-
-def _origin(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    provenance = manifest.get("provenance")
-    return provenance if isinstance(provenance, Mapping) else {}

@@ -13,6 +13,7 @@ from dpt_hpc.report.runs import FineTuning, Run
 from dpt_hpc.report.wording import (
     ENERGY,
     FORCES,
+    NO_BREAK,
     NOISE,
     STRESS,
     Quantity,
@@ -129,7 +130,8 @@ def objective_name(run: Run) -> str:
     """What was learned."""
     if run.kind == "derivative_denoising":
         scale = run.objective.get("noise_scale")
-        return "denoising by derivatives" + (f" (noise of {scale:g} Å)" if isinstance(scale, (int, float)) else "")
+        noise = f" (noise of {scale:g}{NO_BREAK}Å)" if isinstance(scale, (int, float)) else ""
+        return f"denoising by derivatives{noise}"
     if run.kind == "property":
         return target_of(run).replace("_", " ")
     learned = [k for k in ("energy", "forces", "stress") if run.objective.get(f"{k}_weight", 1) != 0]
@@ -222,8 +224,12 @@ def _progress(run: Run) -> str:
     if run.finished:
         return ""
     done = f"{run.last_epoch} of {count(run.total_epochs, 'epoch')}" if run.total_epochs else f"{run.last_epoch} epochs"
-    last = f"; its last record is of {moment(run.last_time)}" if run.last_time else ""
-    return f" The run has not finished: {done} done{last}."
+    last = f", the last record is of {moment(run.last_time)}" if run.last_time else ""
+    seconds = [r["seconds"] for r in run.epochs if isinstance(r.get("seconds"), (int, float))]
+    ahead = (run.total_epochs or 0) - run.last_epoch
+    left = ahead * sum(seconds) / len(seconds) if seconds else 0
+    rest = f"; about {duration(left if left < 120 else 60 * round(left / 60))} of training are left" if left > 0 else ""
+    return f" The run has not finished: {done} are done{last}{rest}."
 
 
 def seed_errors(tuning: FineTuning) -> dict[int, float]:

@@ -1,0 +1,306 @@
+"""The report on run directories of every kind and in every state, written here in the trainer's formats."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dpt_hpc.errors import DataError
+from dpt_hpc.report import write_report
+from dpt_hpc.report.runs import FineTuning, load_runs, read_metrics
+
+HOSTILE = '<script>alert("1")</script>&$x^2$'
+DERIVATIVES = {"kind": "derivatives", "energy_weight": 1.0, "forces_weight": 500.0, "stress_weight": 500.0}
+
+
+def predictions(kind: str, structures: int = 40, seed: int = 0, identity: str = "s") -> dict[str, Any]:
+    """What the trainer stores of `structures` random ones; every label but the target misses the last structure."""
+    rng = np.random.default_rng(seed)
+    num_atoms = rng.integers(2, 9, structures)
+    found: dict[str, Any] = {
+        "structure_ids": np.array([f"{identity}{i}" for i in range(structures)]),
+        "num_atoms": num_atoms,
+        "atomic_numbers": rng.integers(1, 95, num_atoms.sum()),
+    }
+
+    def label(name: str, shape: tuple[int, ...], structure: np.ndarray, error: float) -> None:
+        true = rng.normal(size=shape)
+        found.update({f"{name}_true": true, f"{name}_pred": true + rng.normal(scale=error, size=shape)})
+        found[f"{name}_structure"] = structure
+
+    labelled = np.arange(structures - 1)
+    atoms = np.repeat(labelled, num_atoms[:-1])
+    if kind == "derivatives":
+        label("energy", (len(labelled),), labelled, 0.3)
+        label("forces", (len(atoms), 3), atoms, 0.2)
+        label("stress", (len(labelled), 3, 3), labelled, 0.01)
+    elif kind == "derivative_denoising":
+        label("noise", (len(atoms), 3), atoms, 0.05)
+    else:
+        label("target", (structures,), np.arange(structures), 20.0)
+    return found
+
+
+def write_run(
+    path: Path,
+    objective: dict[str, Any],
+    *,
+    epochs: int = 3,
+    finished: bool = True,
+    task: str = "pretrain",
+    seed: int = 0,
+    pretrained: str | None = None,
+    identity: str = "s",
+    dataset: str = "data/jdft",
+    structures: int = 636,
+    mae: float = 50.0,
+) -> Path:
+    """A run directory as the trainer leaves it after `epochs` epochs of 4 steps."""
+    path.mkdir(parents=True)
+    config = {"task": task, "run_dir": str(path), "objective": objective, "training": {"epochs": 3}, "seed": seed}
+    config["model"] = {"name": "cgcnn", "pooling": "add"}
+    config["data"] = {"path": [dataset], "split": {"train": 0.6, "validation": 0.2, "test": 0.2, "by": "structure"}}
+    if task == "finetune":
+        config |= {"pretrained": pretrained, "seeds": [0, 1]}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    environment: dict[str, Any] = {"command": f"dpt-hpc {task}", "started": "2026-11-22T16:00:00+00:00", "cores": 2}
+    environment |= {"versions": {"torch": "2.13.0"}, "parameters": 1234, "world_size": 1, "seed": seed}
+    environment["dataset"] = [{"path": dataset, "structures": structures, "digest": "d1"}]
+    names = {"derivatives": ["energy", "energy_per_atom", "forces", "stress"], "derivative_denoising": ["noise"]}
+    labels = names.get(objective["kind"], ["target"])
+    lines = []
+    for epoch in range(epochs + 1):
+        errors = {
+            "loss": 2.0 / (epoch + 1),
+            **{f"{k}_mae": (mae if k == "target" else 0.5) / (epoch + 1) for k in labels},
+        }
+        record: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": 4 * epoch, "learning_rate": 2e-3}
+        record |= {"time": 1.79e9 + epoch, "validation": errors}
+        if epoch:
+            record |= {"train": errors, "seconds": 1.5, "structures_per_second": 10.0, "atoms_per_second": 90.0}
+            lines += [
+                {"kind": "step", "epoch": epoch, "step": 4 * (epoch - 1) + i, "loss": 1.0, "learning_rate": 2e-3}
+                for i in range(1, 5)
+            ]
+        lines.append(record)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ids = np.array(["a", "b"])
+    np.savez(path / "split.npz", train=ids, validation=ids[:1], test=ids[:1])
+    if finished:
+        environment |= {"finished": "2026-11-22T16:10:00+00:00", "wall_seconds": 600.0}
+        test = {"loss": 1.0, **{f"{k}_mae": mae if k == "target" else 0.1 for k in labels}}
+        results = {"task": task, "objective": objective, "best_epoch": epochs, "test": test, "validation": test}
+        (path / "results.json").write_text(json.dumps(results))
+        np.savez(path / "predictions_test.npz", **predictions(objective["kind"], seed=seed, identity=identity))
+    (path / "run.json").write_text(json.dumps(environment))
+    return path
+
+
+def write_tuning(path: Path, maes: tuple[float, ...] = (60.0, 64.0), *, finished: int = 2, **options: Any) -> Path:
+    """A fine-tuning to the paper's JDFT set with a folder per seed, the first `finished` of them done."""
+    target = {"kind": "property", "target": "exfoliation_energy"}
+    for seed, mae in enumerate(maes):
+        write_run(
+            path / f"seed_{seed}", target, task="finetune", seed=seed, mae=mae, finished=seed < finished, **options
+        )
+    if finished == len(maes):
+        summary: dict[str, Any] = {
+            "task": "finetune",
+            "dataset": "jdft",
+            "property": "exfoliation_energy",
+            "unit": "meV/atom",
+        }
+        summary |= {"seeds": list(range(len(maes))), "test_mae": list(maes), "pooling": "add", "network": "cgcnn"}
+        summary |= {"mean": float(np.mean(maes)), "std": float(np.std(maes, ddof=1))}
+        (path / "results.json").write_text(json.dumps(summary))
+    return path
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements in order, ids, text, headings; and that every element is closed."""
+
+    VOID = ("meta", "br", "link", "img", "hr", "input")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data.replace("\u00a0", " ")
+
+    @property
+    def ids(self) -> list[str]:
+        return [str(a["id"]) for _, a in self.attributes if "id" in a]
+
+
+def report(out: Path, *runs: Path) -> Page:
+    return Page(write_report(runs, out / "report.html"))
+
+
+def test_a_page_of_every_kind_of_run_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
+    pretrained = write_run(tmp_path / "pretrain", DERIVATIVES, dataset="data/crystals", structures=200)
+    denoised = write_run(tmp_path / "denoise", {"kind": "derivative_denoising", "noise_scale": 0.1})
+    baseline = write_tuning(tmp_path / "baseline")
+    tuned = write_tuning(tmp_path / "tuned", (48.0, 50.0), pretrained=str(pretrained / "checkpoints" / "best"))
+    page = report(tmp_path, pretrained, denoised, baseline, tuned)
+
+    assert len(page.ids) == len(set(page.ids)), "ids repeat"
+    targets = {str(a["href"])[1:] for _, a in page.attributes if str(a.get("href", "")).startswith("#")}
+    assert targets <= set(page.ids)
+    html = (tmp_path / "report.html").read_text()
+    assert "<script" not in html
+    assert "xlink" not in html
+    for _, attributes in page.attributes:
+        for name in ("src", "href"):
+            assert str(attributes.get(name) or "#").startswith("#"), "the page refers to another file"
+    levels = [int(tag[1]) for tag in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), "headings skip a level"
+    assert all(a.get("aria-label") for tag, a in page.attributes if tag == "svg")
+    assert all(a.get("scope") for tag, a in page.attributes if tag == "th")
+    for text in ("62.0 ± 2.8", "+21.0 %", "better in 2 of 2 seeds", "187,687", "+27.3 %", "meV/atom", "GPa", "eV/Å"):
+        assert text in page.text, text
+    assert "pre-trained by pretrain: energy, forces and stress (loss weights 1 : 500 : 500)" in page.text
+
+
+def test_text_of_a_run_is_never_markup(tmp_path: Path) -> None:
+    folder = HOSTILE.replace("/", "_")
+    runs = [
+        write_run(tmp_path / folder, DERIVATIVES, identity=HOSTILE, dataset=f"data/{folder}"),
+        write_run(tmp_path / "_\x1b[31m", DERIVATIVES),
+        write_tuning(tmp_path / f"fine {folder}", dataset=f"data/{folder}"),
+    ]
+    page = report(tmp_path, *runs)
+    assert "script" not in page.tags
+    assert HOSTILE in page.text
+    assert "$x^2$" in page.text
+
+
+def test_a_running_run_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", DERIVATIVES, epochs=2, finished=False)
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "step", "epoch": 3, "st')
+    (run / "split.npz").unlink()
+    page = report(tmp_path, run)
+    assert "unfinished, epoch 2 of 3" in page.text
+    assert "The last line of metrics.jsonl is incomplete" in page.text
+    assert "Predicted against true" not in page.text
+
+
+def test_a_run_without_any_record_yet_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", DERIVATIVES, finished=False)
+    (run / "metrics.jsonl").unlink()
+    assert "No errors have been measured yet." in report(tmp_path, run).text
+
+
+def test_a_fine_tuning_between_seeds_says_how_many_are_finished(tmp_path: Path) -> None:
+    page = report(tmp_path, write_tuning(tmp_path / "tuning", finished=1))
+    assert "1 of 2 seeds finished" in page.text
+    assert "60.0" in page.text
+
+
+def test_one_seed_is_a_fine_tuning_of_one_seed(tmp_path: Path) -> None:
+    tuning = write_tuning(tmp_path / "tuning")
+    (loaded,) = load_runs([tuning / "seed_1"])
+    assert isinstance(loaded, FineTuning)
+    assert loaded.finished
+    assert report(tmp_path, tuning / "seed_1").text.count("64.0")
+
+
+def test_an_evaluation_is_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "results.json").write_text(
+        json.dumps({"task": "evaluate", "checkpoint": "runs/a", "data": ["data/x"], "test": {"forces_mae": 0.123}})
+    )
+    np.savez(folder / "predictions_test.npz", **predictions("derivatives"))
+    page = report(tmp_path, folder)
+    assert "Evaluation of runs/a on x." in page.text
+    assert "0.123" in page.text
+
+
+def test_missing_predictions_are_said_to_be_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", DERIVATIVES)
+    (run / "predictions_test.npz").unlink()
+    assert "no predictions_<part>.npz" in report(tmp_path, run).text
+
+
+def test_values_that_are_not_numbers_are_shown_as_such(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", DERIVATIVES)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["validation"]["forces_mae"] = None  # the trainer's spelling of NaN
+    lines[-1]["train"]["loss"] = math.nan
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = json.loads((run / "results.json").read_text())
+    results["test"]["forces_mae"] = None
+    (run / "results.json").write_text(json.dumps(results))
+    stored = predictions("derivatives")
+    stored["forces_pred"][0] = np.nan
+    np.savez(run / "predictions_test.npz", **stored)
+    text = report(tmp_path, run).text
+    assert "not a number in forces" in text
+    assert "1 value not a number (NaN or infinite): left out." in text
+    assert "3 not a number (NaN or infinite): left out." in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "metrics.jsonl").write_text('{"kind": "ep\n{"kind": "step"}\n'), "metrics.jsonl:1: not a"),
+        (lambda run: (run / "metrics.jsonl").write_text("[1]\n"), "metrics.jsonl:1: expected a JSON object"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json: not valid JSON"),
+        (lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml: not valid YAML"),
+        (lambda run: (run / "predictions_test.npz").write_bytes(b"PK"), "predictions_test.npz: cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, damage: Any, message: str) -> None:
+    run = write_run(tmp_path / "run", DERIVATIVES)
+    damage(run)
+    with pytest.raises(DataError, match=message):
+        write_report([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no run"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(DataError, match="no such directory"):
+        write_report([tmp_path / "none"], tmp_path / "report.html")
+    with pytest.raises(DataError, match="no run given"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_only_the_last_line_of_a_log_may_be_cut(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"kind": "step"}\n{"kind')
+    assert read_metrics(log) == ([{"kind": "step"}], True)
+    log.write_text('{"kind": "step"}\n{"kind"\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
+        read_metrics(log)
