@@ -65,7 +65,13 @@ def write_run(
 ) -> Path:
     """A run directory as the trainer leaves it after `epochs` epochs of 4 steps."""
     path.mkdir(parents=True)
-    config = {"task": task, "run_dir": str(path), "objective": objective, "training": {"epochs": 3}, "seed": seed}
+    config = {
+        "task": task,
+        "run_dir": str(path),
+        "objective": objective,
+        "training": {"epochs": 3, "batch_size": 50},
+        "seed": seed,
+    }
     config["model"] = {"name": "cgcnn", "pooling": "add"}
     config["data"] = {"path": [dataset], "split": {"train": 0.6, "validation": 0.2, "test": 0.2, "by": "structure"}}
     if task == "finetune":
@@ -210,6 +216,7 @@ def test_a_running_run_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
     (run / "split.npz").unlink()
     page = report(tmp_path, run)
     assert "unfinished, epoch 2 of 3" in page.text
+    assert "about 2 s of training are left" in page.text
     assert "The last line of metrics.jsonl is incomplete" in page.text
     assert "Predicted against true" not in page.text
 
@@ -217,7 +224,16 @@ def test_a_running_run_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
 def test_a_run_without_any_record_yet_is_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", DERIVATIVES, finished=False)
     (run / "metrics.jsonl").unlink()
-    assert "No errors have been measured yet." in report(tmp_path, run).text
+    assert "No epoch is complete yet." in report(tmp_path, run).text
+
+
+def test_a_run_in_its_first_epoch_shows_its_steps(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", DERIVATIVES, epochs=1, finished=False)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    page = report(tmp_path, run)
+    assert page.tags.count("figure") == 1
+    assert "Faint: single steps." in page.text
 
 
 def test_a_fine_tuning_between_seeds_says_how_many_are_finished(tmp_path: Path) -> None:

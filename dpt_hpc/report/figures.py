@@ -195,7 +195,7 @@ def _log_axis(axes: Any, values: Array) -> None:
     decades = np.log10(high / low)
     if decades < 0.7:
         margin = 0.08 * (high - low) or 0.1 * high
-        ticks = MaxNLocator(5).tick_values(low, high) if high > low * 1.0001 else [low]
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if high > low * 1.0001 else [low]
         axes.set_ylim(max(low - margin, low * 0.5), high + margin)
         axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if low - margin <= t <= high + margin and t > 0]))
     else:

@@ -209,7 +209,7 @@ def outcome(run: Run) -> str:
                 before = listing([quantity(b, q.error_unit) for q, _, b in found])
                 sentence += f"; before training it was {before} on the validation structures"
             return sentence + "." + _progress(run)
-    return "No errors have been measured yet." + _progress(run)
+    return "No epoch is complete yet." + _progress(run)
 
 
 def _in_words(q: Quantity) -> str:
@@ -247,8 +247,8 @@ def tuning_sentences(tuning: FineTuning, unit: str, start: str) -> tuple[str, st
     first = tuning.runs[0]
     errors = seed_errors(tuning)
     what = f"{network_name(first.network)}, {start}, was trained to predict {objective_name(first)}"
-    effort = f"{count(len(tuning.seeds), 'seed')} of {count(first.total_epochs or first.last_epoch, 'epoch')}"
-    about = f"{what}, {_material(first)}, {effort}."
+    seeds = count(max(tuning.expected, len(tuning.seeds)), "seed")
+    about = f"{what}, {_material(first)}, {seeds} of {count(first.total_epochs or first.last_epoch, 'epoch')}."
     if not errors:
         done = ", ".join(f"seed {seed}: {state_of(run)}" for seed, run in tuning.seeds)
         return about, f"No seed has finished yet ({done})."
@@ -258,7 +258,7 @@ def tuning_sentences(tuning: FineTuning, unit: str, start: str) -> tuple[str, st
     text, deviation = mean_and_std(mean, spread)
     plus = f" ± {deviation}" if spread is not None else ""
     over = "mean ± standard deviation over" if spread is not None else "of"
-    rest = "" if tuning.finished else f" {state_of(tuning).capitalize()}."
+    rest = "" if tuning.finished else f" So far, {state_of(tuning)}."
     return about, (
         f"Its mean absolute error on the test structures is {text}{plus} {unit}".rstrip()
         + f" ({over} {count(len(values), 'seed')}).{rest}"

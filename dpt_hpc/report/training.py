@@ -88,11 +88,11 @@ def _figure(runs: Sequence[Run], key: str, name: str, title: str, unit: str, fac
             lines.append(Line(f"{part} (mean)", *_mean(series), role))
         elif series:
             lines.append(Line(part, *series[0], role))
-    if not lines:
+    steps = _step_losses(runs[0]) if name == "loss" and len(runs) == 1 else None
+    if steps is not None:
+        lines.insert(0, steps)
+    if all(len(line.x) < 2 for line in lines):
         return None
-    if name == "loss" and len(runs) == 1:
-        steps = _step_losses(runs[0])
-        lines = [*([steps] if steps else []), *lines]
     best = best_epoch(runs[0]) if len(runs) == 1 else None
     place = float(best["epoch"]) if best is not None else None
     svg = curves(key, f"{title}, over epochs", lines, "epoch", unit, best=place)
@@ -124,23 +124,32 @@ def _series(run: Run, part: str, name: str, factor: float) -> tuple[Array, Array
 
 
 def _mean(series: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """The mean over runs, at epochs that all of them have reached."""
-    shared = sorted(set.intersection(*(set(x.tolist()) for x, _ in series)))
-    stacked = [[dict(zip(x.tolist(), y.tolist(), strict=True))[e] for e in shared] for x, y in series]
-    return np.array(shared), np.array(stacked).mean(axis=0) if shared else np.array([])
+    """The mean over those runs that are furthest, so that it does not jump where a run ends."""
+    last = max(float(x[-1]) for x, _ in series)
+    furthest = [dict(zip(x.tolist(), y.tolist(), strict=True)) for x, y in series if x[-1] == last]
+    shared = sorted(set.intersection(*(set(values) for values in furthest)))
+    return np.array(shared), np.array([np.mean([values[epoch] for values in furthest]) for epoch in shared])
 
 
 def _step_losses(run: Run) -> Line | None:
     """Losses of single steps, placed between epochs."""
-    ends = [(int(r["step"]), int(r["epoch"])) for r in run.epochs if r["epoch"] > 0 and isinstance(r.get("step"), int)]
     known = [(int(r["step"]), r.get("loss")) for r in run.steps]
     pairs = [(step, loss) for step, loss in known if isinstance(loss, (int, float)) and np.isfinite(loss)]
-    if not ends or not pairs:
+    steps_per_epoch = _steps_per_epoch(run)
+    if not pairs or not steps_per_epoch:
         return None
-    steps_per_epoch = ends[-1][0] / ends[-1][1]
     x = np.array([step for step, _ in pairs]) / steps_per_epoch
     y = np.array([float(loss) for _, loss in pairs])
     groups = np.array_split(np.arange(len(x)), min(BINS, len(x)))
-    return Line(
-        "", np.array([x[g].mean() for g in groups]), np.array([np.median(y[g]) for g in groups]), FIRST, faint=True
-    )
+    medians = np.array([np.median(y[g]) for g in groups])
+    return Line("", np.array([x[g].mean() for g in groups]), medians, FIRST, faint=True)
+
+
+def _steps_per_epoch(run: Run) -> float:
+    """Counted over the epochs so far; in the first one, what split and batch size will give; 0 if not known."""
+    ends = [(int(r["step"]), int(r["epoch"])) for r in run.epochs if r["epoch"] > 0 and isinstance(r.get("step"), int)]
+    if ends:
+        return ends[-1][0] / ends[-1][1]
+    training = run.config.get("training")
+    batch = training.get("batch_size") if isinstance(training, dict) else None
+    return float(np.ceil(run.split.get("train", 0) / batch)) if isinstance(batch, int) and batch > 0 else 0.0
