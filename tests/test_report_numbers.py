@@ -27,7 +27,7 @@ from dpt_hpc.report.origin import origin
 from dpt_hpc.report.paper import SETS, look_up, paper_set, pretraining_row, same_unit
 from dpt_hpc.report.runs import FineTuning, Run, Source
 from dpt_hpc.report.sections import place
-from dpt_hpc.report.wording import duration, mean_and_std, moment, number
+from dpt_hpc.report.wording import duration, mean_and_std, moment, number, r_squared, short
 
 WATER_AND_SALT: dict[str, Any] = {
     "structure_ids": np.array(["water", "salt"]),
@@ -270,6 +270,11 @@ def test_a_deviation_decides_how_many_digits_its_mean_has() -> None:
     assert mean_and_std(61.234, 4.891) == ("61.2", "4.9")
     assert mean_and_std(0.0437, 0.00052) == ("0.04370", "0.00052")
     assert mean_and_std(61.234, None) == ("61.2", "—")
+
+
+def test_cells_and_coefficients_are_short() -> None:
+    assert (short(4.66e-12), short(0.0), short(117.3)) == ("<0.001", "0", "117")
+    assert (r_squared(0.99764), r_squared(-0.0255), r_squared(math.nan)) == ("0.9976", "\u22120.026", "—")
 
 
 def test_times() -> None:

@@ -186,7 +186,7 @@ def _error_row(row: Any) -> Section:
         "best": wording.number(row.best),
         "test": wording.number(row.test),
         "rmse": wording.number(detail.rmse * scale) if detail else "—",
-        "r2": wording.number(detail.r2, 4) if detail else "—",
+        "r2": wording.r_squared(detail.r2) if detail else "—",
         "spread": wording.number(detail.spread * scale) if detail else "—",
     }
 

@@ -177,7 +177,7 @@ def load_run(path: Path, name: str) -> Run:
         steps=tuple(r for r in records if r.get("kind") == "step" and isinstance(r.get("step"), int)),
         cut=cut,
         predictions=_predictions(path),
-        split={k: len(v) for k, v in (_arrays(path / "split.npz") or {}).items()},
+        split=_split(environment.get("split"), path / "split.npz"),
         sources=tuple(_source(n, path) for n in noted if isinstance(n, dict)) if isinstance(noted, list) else (),
     )
 
@@ -238,6 +238,13 @@ def _source(noted: Mapping[str, Any], run: Path) -> Source:
             manifest = {}  # the report is about the run: a dataset that is being rewritten must not stop it
     structures = noted.get("structures")
     return Source(path, structures if isinstance(structures, int) else None, noted.get("digest"), manifest)
+
+
+def _split(noted: Any, stored: Path) -> dict[str, int]:
+    """Structures of each part, as noted by the run or counted in its split.npz."""
+    if isinstance(noted, dict) and noted and all(isinstance(n, int) for n in noted.values()):
+        return dict(noted)
+    return {part: len(ids) for part, ids in (_arrays(stored) or {}).items()}
 
 
 def _predictions(path: Path) -> Predictions | None:

@@ -24,7 +24,7 @@ from dpt_hpc.report.figures import parity
 from dpt_hpc.report.runs import Run
 from dpt_hpc.report.summary import quantities_of
 from dpt_hpc.report.training import Figure
-from dpt_hpc.report.wording import NO_BREAK, Quantity, integer, number, quantity
+from dpt_hpc.report.wording import NO_BREAK, Quantity, integer, number, quantity, r_squared, short
 
 MANY_ELEMENTS = 8
 """More elements than this are shown as a periodic table."""
@@ -55,7 +55,7 @@ def _numbers(a: Accuracy, q: Quantity) -> str:
     return (
         f"MAE{NO_BREAK}{quantity(a.mae * q.error_factor, q.error_unit)}, "
         f"RMSE{NO_BREAK}{quantity(a.rmse * q.error_factor, q.error_unit)}, "
-        f"R²{NO_BREAK}{number(a.r2, 4)}, {integer(a.count)}{NO_BREAK}{q.rows}"
+        f"R²{NO_BREAK}{r_squared(a.r2)}, {integer(a.count)}{NO_BREAK}{q.rows}"
     )
 
 
@@ -76,6 +76,7 @@ def elements(parts: Sequence[Predictions], run: Run) -> list[dict[str, Any]]:
             {
                 "symbol": e.symbol,
                 "mae": number(e.mae * q.error_factor),
+                "short": short(e.mae * q.error_factor),
                 "count": integer(e.count),
                 "width": f"{100 * e.mae / max(o.mae for o in errors):.1f}" if e.mae > 0 else "0",
                 "shade": f"{shades[e.atomic_number]:.2f}",
@@ -109,8 +110,9 @@ def elements(parts: Sequence[Predictions], run: Run) -> list[dict[str, Any]]:
 
 
 def _shades(errors: Sequence[ElementError]) -> dict[int, float]:
-    """Opacity of every element, by the logarithm of its error."""
-    logs = {e.atomic_number: math.log(max(e.mae, 1e-12)) for e in errors}
+    """Opacity of every element, by the logarithm of its error; under a hundredth of the largest, all are pale."""
+    floor = max(e.mae for e in errors) / 100 or 1.0
+    logs = {e.atomic_number: math.log(max(e.mae, floor)) for e in errors}
     low, high = min(logs.values()), max(logs.values())
     return {z: 0.08 + 0.5 * ((value - low) / (high - low) if high > low else 0.5) for z, value in logs.items()}
 

@@ -64,6 +64,18 @@ def number(value: Any, digits: int = 3) -> str:
     return text.replace("-", MINUS)
 
 
+def short(value: float) -> str:
+    """A number for a narrow cell."""
+    return "<0.001" if 0 < value < 1e-3 else number(value)
+
+
+def r_squared(value: float) -> str:
+    """A coefficient of determination: three decimals, four close to 1."""
+    if not math.isfinite(value):
+        return "—"
+    return f"{value:.{4 if value > 0.99 else 3}f}".replace("-", MINUS)
+
+
 def superscript(integer: int) -> str:
     """An exponent in superscript digits."""
     return str(integer).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
