@@ -55,19 +55,16 @@ class _Window:
             raise JsonError(f"starts with {opening!r}, expected a JSON list or object")
         closing = "]" if opening == "[" else "}"
         self.position += 1
-        first = True
-        while (character := self.peek()) != closing or not first:
-            if not first:
-                if character == closing:
+        if self.peek() != closing:
+            while True:
+                key = None
+                if opening == "{":
+                    key = self.value()
+                    self.expect(":")
+                yield key, self.value()
+                if self.peek() == closing:
                     break
                 self.expect(",")
-            key = None
-            if opening == "{":
-                key = self.value()
-                self.expect(":")
-            self.peek()
-            yield key, self.value()
-            first = False
         self.position += 1
         if trailing := self.peek():
             raise JsonError(f"{trailing!r} follows the end of the JSON text at character {self.before + self.position}")
@@ -108,11 +105,13 @@ class _Window:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
-                short = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - TOKEN
-                if short and self.grow():
-                    continue
-                reason = "ends too early" if short and self.at_end else error.msg
-                raise JsonError(f"{reason} at character {self.before + error.pos}") from None
-            if end < len(self.text) or not self.grow():
-                self.position = end
-                return value
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - TOKEN
+                if not cut or self.at_end:
+                    reason = "ends too early" if cut else error.msg
+                    raise JsonError(f"{reason} at character {self.before + error.pos}") from None
+            else:
+                # A number may go on beyond the window.
+                if self.at_end or isinstance(value, (dict, list, str)) or end + TOKEN <= len(self.text):
+                    self.position = end
+                    return value
+            self.grow()

@@ -37,6 +37,8 @@ MADE = {
     "copyreg": ("_reconstructor",),
 }
 """Made for real: containers and arrays, none of which runs anything."""
+RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Names of Python 2, which Python 3 writes in pickles of protocol 0 to 2."""
 COLUMNS = ("structure", "energy", "force", "stress", "id")
 
 
@@ -65,6 +67,7 @@ class Refused(Exception):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = RENAMED.get(module, module)
         if name in PYMATGEN.get(module, ()):
             return Passive
         if name in MADE.get(module, ()):
