@@ -12,6 +12,9 @@ TORCH ?= torch==2.13.0
 # Where `make quickstart` writes.
 OUT ?= runs/quickstart
 
+# The quickstart and the tests are small: more threads gain nothing, and on a shared machine they wait for each other.
+export OMP_NUM_THREADS ?= 1
+
 VENV := .venv
 BIN := $(VENV)/bin
 ENVIRONMENT := $(VENV)/.environment
