@@ -274,7 +274,7 @@ def test_a_deviation_decides_how_many_digits_its_mean_has() -> None:
 
 def test_cells_and_coefficients_are_short() -> None:
     assert (short(4.66e-12), short(0.0), short(117.3)) == ("<0.001", "0", "117")
-    assert (r_squared(0.99764), r_squared(-0.0255), r_squared(math.nan)) == ("0.9976", "\u22120.026", "—")
+    assert (r_squared(0.99764), r_squared(-0.0256), r_squared(math.nan)) == ("0.9976", "\u22120.026", "—")
 
 
 def test_times() -> None:

@@ -63,7 +63,7 @@ STYLE: dict[str, Any] = {
 POINTS_AT_MOST = 600
 """More points than this are drawn as densities."""
 
-SHADES = (0.16, 0.28, 0.42, 0.58, 0.76, 1.0)
+SHADES = (0.24, 0.36, 0.5, 0.65, 0.82, 1.0)
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 XLINK = "{http://www.w3.org/1999/xlink}href"
