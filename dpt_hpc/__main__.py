@@ -48,6 +48,7 @@ def options(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
+    """What comes before the verb."""
     if debug:
         os.environ["DPT_HPC_DEBUG"] = "1"
 
