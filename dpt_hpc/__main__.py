@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -211,7 +212,7 @@ def quickstart(
     """Ingest, pre-train, fine-tune with and without pre-training, report: on the data that ships with dpt_hpc."""
     from dpt_hpc.quickstart import run_quickstart
 
-    run_quickstart(out, console.print, run_command_line)
+    run_quickstart(out, partial(console.print, soft_wrap=True), run_command_line)
 
 
 def _one_of(option: str, value: Any, allowed: tuple[Any, ...]) -> Any:
