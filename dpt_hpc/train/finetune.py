@@ -33,17 +33,20 @@ def finetune(config: FinetuneConfig, world: World, *, resume: bool = False, quie
     check_target(dataset, config.objective.target)
     run_dir = Path(config.run_dir)
     monitor = Monitor(None, quiet=quiet or world.rank > 0)
-    for seed in config.seeds:
-        seed_dir = run_dir / f"seed_{seed}"
-        if resume and (seed_dir / "results.json").exists():
+    # All seeds are checked before the first one runs, those that an earlier call has finished too.
+    runs = [Run(config, seed, run_dir / f"seed_{seed}", world, resume=resume, quiet=quiet) for seed in config.seeds]
+    if config.pretrained is not None:
+        loaded = load_pretrained(build_model(config.model), config.model, config.pretrained)
+        monitor.say(loaded.describe(config.pretrained))
+        warn_of_unknown_elements(dataset, config.pretrained, monitor)
+    for run in runs:
+        if (run.run_dir / "results.json").exists():
             continue
-        run = Run(config, seed, seed_dir, world, resume=resume, quiet=quiet)
-        split = split_by(dataset, config.data.split, seed)
-        torch.manual_seed(seed)
+        split = split_by(dataset, config.data.split, run.seed)
+        torch.manual_seed(run.seed)
         model = build_model(config.model)
         if config.pretrained is not None:
-            monitor.say(load_pretrained(model, config.model, config.pretrained).describe(config.pretrained))
-            warn_of_unknown_elements(dataset, config.pretrained, monitor)
+            load_pretrained(model, config.model, config.pretrained)
         facts = {"datasets": describe_data(dataset, config), "target": config.objective.target}
         card = ModelCard(config.model, tuple(dataset.elements), {**facts, "pretrained": config.pretrained})
         run.train(dataset, split, model, card, extra={"pretrained_from": config.pretrained})
