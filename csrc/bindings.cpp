@@ -1,3 +1,4 @@
+#include "bindings_cuda.h"
 #include "ops.h"
 
 #include <pybind11/pybind11.h>
@@ -115,7 +116,12 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("fault", &dpt::RadiusSearch::fault)
       .def_readonly("num_edges", &dpt::RadiusSearch::num_edges)
       .def_readonly("num_truncated", &dpt::RadiusSearch::num_truncated);
+#if defined(DPT_CUDA)
+  m.attr("has_cuda") = true;
+  dpt::bind_cuda(m);
+#else
   m.attr("has_cuda") = false;
+#endif
   m.attr("level") = "baseline";
   bind<dpt::Baseline>(m.def_submodule("baseline"));
 #if defined(__x86_64__)

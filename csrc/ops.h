@@ -43,10 +43,40 @@ struct RadiusGraphOps {
                         int64_t* order);
 };
 
+// The same radius graph on a GPU: pointers to device memory, all work on one stream, nothing allocated. The
+// caller makes target_ptr from the counts (an exclusive sum of min(count, max_neighbors)) and reads the
+// faults before it fills.
+struct CudaRadiusGraph {
+  const double* positions;  // (N,3)
+  const double* cells;      // (B,3,3)
+  const uint8_t* pbc;       // (B,3)
+  const int64_t* atom_ptr;  // (B+1,)
+  int64_t num_structures;
+  int64_t num_atoms;
+  double cutoff;
+  int32_t max_images;  // the largest int32: all
+  double* fractions;   // (N,3) workspace
+  void* records;       // (B, record_bytes()) workspace
+  int32_t* faults;     // (B,) out, RadiusFault::Kind; structures with one have no edges
+
+  static int64_t record_bytes();
+  // counts (N,) out: all edges of each target · coincident (N,) out: the lowest coincident source, or -1
+  void count(int64_t* counts, int64_t* coincident, void* stream) const;
+  // For each row of more than max_neighbors: the bits of the squared distance of the last edge kept, and how
+  // many edges at that distance are.
+  //   offsets (N,): where each long row starts in the workspace distances · last_key, ties (N,) out
+  void select(const int64_t* counts, int64_t max_neighbors, const int64_t* offsets, double* distances,
+              int64_t* last_key, int64_t* ties, void* stream) const;
+  // edge_index (2,E) out · cell_shifts (E,3) out, as RadiusGraphOps::fill
+  void fill(const int64_t* counts, int64_t max_neighbors, const int64_t* last_key, const int64_t* ties,
+            const int64_t* target_ptr, int64_t num_edges, int64_t* edge_index, int32_t* cell_shifts,
+            void* stream) const;
+};
+
 // The message of CGConv and its aggregation over the edges e = (j -> i) of each target i (types in cgconv.h):
 //   y_i = mean or sum over e of sigmoid(g) softplus(s),  (g|s) = a_i + b_j + sum_k phi_k(d_e) table_k
-// Nothing of shape (E, more than one) exists. The result has the same bits for any number of threads (not at every
-// level: fused multiply-adds are used where the processor has them).
+// Nothing of shape (E, more than one) exists. The result has the same bits for any number of threads (not at
+// every level: fused multiply-adds are used where the processor has them).
 template <class Level>
 struct CgconvOps {
   // y.
@@ -55,8 +85,8 @@ struct CgconvOps {
                       int threads);
   // Gradients of <grad_y, y> in a, b, lengths, table: those of them that are wanted.
   template <class T>
-  static void backward(const CgconvGraph&, const RadialBasis&, const CgconvInputs<T>&, const CgconvOutputs<T>&,
-                       int threads);
+  static void backward(const CgconvGraph&, const RadialBasis&, const CgconvInputs<T>&,
+                       const CgconvOutputs<T>&, int threads);
   // Gradients of <along, backward(grad_y, a, b, lengths, table)> in grad_y (out.y), a, b, lengths, table.
   template <class T>
   static void double_backward(const CgconvGraph&, const RadialBasis&, const CgconvInputs<T>&,

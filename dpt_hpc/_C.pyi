@@ -32,6 +32,52 @@ class RadiusSearch:
     @property
     def num_truncated(self) -> int: ...
 
+class CudaRadiusGraph:
+    """Only where has_cuda is true."""
+
+    def __init__(
+        self,
+        *,
+        positions: int,
+        cells: int,
+        pbc: int,
+        atom_ptr: int,
+        num_structures: int,
+        num_atoms: int,
+        cutoff: float,
+        max_images: int,
+        fractions: int,
+        records: int,
+        faults: int,
+    ) -> None: ...
+    @staticmethod
+    def record_bytes() -> int: ...
+    def count(self, *, counts: int, coincident: int, stream: int) -> None: ...
+    def select(
+        self,
+        *,
+        counts: int,
+        max_neighbors: int,
+        offsets: int,
+        distances: int,
+        last_key: int,
+        ties: int,
+        stream: int,
+    ) -> None: ...
+    def fill(
+        self,
+        *,
+        counts: int,
+        max_neighbors: int,
+        last_key: int,
+        ties: int,
+        target_ptr: int,
+        num_edges: int,
+        edge_index: int,
+        cell_shifts: int,
+        stream: int,
+    ) -> None: ...
+
 def radius_search(
     positions: int,
     cells: int,

@@ -13,7 +13,7 @@ from torch import Tensor
 from dpt_hpc import _C
 from dpt_hpc.errors import DataError
 from dpt_hpc.ops import RadiusGraph, radius_graph, reference
-from dpt_hpc.ops.radius_graph import _error
+from dpt_hpc.ops.radius_fault import fault_error
 
 ALL = list(NASTY.values())
 LARGE = supercell(FCC, 3.6, 9, rattle=0.1)  # 2,916 atoms: shared between threads
@@ -230,5 +230,5 @@ def test_a_coincident_pair_in_a_large_structure_is_named() -> None:
 def test_too_many_edges_are_refused_with_advice() -> None:
     kinds = _C.RadiusFault.Kind
     fault = SimpleNamespace(kind=kinds.EDGES, value=2.0**31)
-    error = _error(fault, torch.tensor([0]), torch.zeros(0, 3, 3), 5.0)
+    error = fault_error(fault, torch.tensor([0]), torch.zeros(0, 3, 3), 5.0)
     assert "2147483648 edges or more, expected fewer than 2^31.\nMake the batches smaller" in str(error)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import DataError, EnvironmentFault
-
-COINCIDENT = 1e-2
-"""Å; two atoms (or images) closer than this have no direction between them, and the structure is broken."""
+from dpt_hpc.ops.radius_fault import fault_error
+from dpt_hpc.ops.radius_graph_cuda import find_edges
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,18 @@ class RadiusGraph:
     @cached_property
     def by_source(self) -> tuple[Tensor, Tensor]:
         """(order (E,) int64, ptr (N+1,) int64): order[ptr[j]:ptr[j+1]] are the edges out of atom j, ascending."""
+        if self.edge_index.is_cuda:
+            order = torch.argsort(self.edge_index[0], stable=True)
+            return order, _offsets(torch.bincount(self.edge_index[0], minlength=self.num_atoms))
         order = torch.empty(self.num_edges, dtype=torch.int64)
         ptr = torch.empty(self.num_atoms + 1, dtype=torch.int64)
         sources = self.edge_index[0].contiguous()
         _C.edges_by_source(sources.data_ptr(), self.num_edges, self.num_atoms, ptr.data_ptr(), order.data_ptr())
         return order, ptr
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def radius_graph(
@@ -72,11 +78,6 @@ def radius_graph(
     or a cell that are not finite, periodic vectors that span nothing, images without end, two atoms in one place.
     """
     _check_arguments(positions, cell, pbc, atom_ptr, cutoff, max_neighbors, max_images)
-    if positions.device.type != "cpu":
-        raise EnvironmentFault(
-            f"radius_graph: positions are on {positions.device}, but this build of dpt_hpc has no CUDA kernels.\n"
-            "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or move the batch to the CPU."
-        )
     num_atoms, threads = positions.shape[0], torch.get_num_threads()
     points = positions.detach().to(torch.float64).contiguous()
     cells = cell.detach().to(torch.float64).contiguous()
@@ -86,6 +87,17 @@ def radius_graph(
         raise DataError(
             f"radius_graph: cell of structure {structure} of the batch: expected finite numbers, "
             f"got {cells[structure].tolist()}."
+        )
+    if positions.is_cuda and _C.has_cuda:
+        with torch.cuda.device(positions.device):
+            kernels = _C.CudaRadiusGraph
+            return RadiusGraph(
+                *find_edges(kernels, points, cells, periodic, offsets, cutoff, max_neighbors, max_images)
+            )
+    if positions.device.type != "cpu":
+        raise EnvironmentFault(
+            f"radius_graph: positions are on {positions.device}, but this build of dpt_hpc has no kernels for it.\n"
+            "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or move the batch to the CPU."
         )
     target_ptr = torch.empty(num_atoms + 1, dtype=torch.int64)
     search = _C.radius_search(
@@ -101,7 +113,7 @@ def radius_graph(
         target_ptr.data_ptr(),
     )
     if search.fault.kind != _C.RadiusFault.Kind.NONE:
-        raise _error(search.fault, offsets, cells, cutoff)
+        raise fault_error(search.fault, offsets, cells, cutoff)
     edge_index = torch.empty((2, search.num_edges), dtype=torch.int64)
     cell_shifts = torch.empty((search.num_edges, 3), dtype=torch.int32)
     _C.radius_fill(search, target_ptr.data_ptr(), threads, edge_index.data_ptr(), cell_shifts.data_ptr())
@@ -150,35 +162,3 @@ def _check_arguments(
             f"radius_graph: atom_ptr: expected offsets rising from 0 to N = {positions.shape[0]}, "
             f"got {atom_ptr.tolist() if atom_ptr.numel() <= 8 else f'{ends[0]} ... {ends[1]}'}."
         )
-
-
-def _error(fault: _C.RadiusFault, atom_ptr: Tensor, cells: Tensor, cutoff: float) -> DataError:
-    kinds = _C.RadiusFault.Kind
-    if fault.kind == kinds.EDGES:
-        return DataError(
-            f"radius_graph: the batch has {int(fault.value)} edges or more, expected fewer than 2^31.\n"
-            "Make the batches smaller, or set max_neighbors."
-        )
-    place = f"structure {fault.structure} of the batch"
-    first = int(atom_ptr[fault.structure])
-    if fault.kind == kinds.POSITIONS:
-        return DataError(
-            f"radius_graph: positions of {place}, atom {fault.target - first}: expected finite numbers below 1e15 Å, "
-            f"got {fault.value}.\nA model that diverged writes such positions; so does a broken file."
-        )
-    if fault.kind == kinds.COINCIDENT:
-        return DataError(
-            f"radius_graph: atoms {fault.source - first} and {fault.target - first} of {place} are {fault.value:.3g} Å "
-            f"apart, expected more than {COINCIDENT} Å.\nThe direction between them is undefined, so they can have no "
-            "forces.\nRemove the duplicate atom, or leave the structure out."
-        )
-    if fault.kind == kinds.CELL:
-        return DataError(
-            f"radius_graph: cell of {place}: expected periodic vectors that span a volume, "
-            f"got {cells[fault.structure].tolist()}.\nSet pbc to False on the axes that are open, or mend the cell."
-        )
-    return DataError(
-        f"radius_graph: {place} has about {fault.value:.3g} periodic images within the cutoff of {cutoff} Å, "
-        f"too many to list.\nIts cell is {cells[fault.structure].tolist()}: a unit other than Å, or positions far "
-        "outside the cell?"
-    )

@@ -1,0 +1,72 @@
+// What the .cu files need of CUDA, in one place: launches, and warps of 32 lanes. Without nvcc the tests put
+// their emulation of the same names in place of it (tests/emulation), so that every kernel also runs as host
+// C++.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace dpt {
+
+// kernel<<<blocks, threads, 0, stream>>>(arguments...); an empty grid is no launch.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
+            Arguments... arguments) {
+  if (blocks == 0) return;
+  if (blocks > 0x7fffffff) throw std::runtime_error("CUDA: more blocks than a grid can have");
+  kernel<<<dim3(unsigned(blocks)), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA launch: ") + cudaGetErrorString(error));
+}
+
+}  // namespace dpt
+
+#else
+#include "cuda_emulation.h"
+#endif
+
+namespace dpt {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ inline int lane_id() {
+  return int(threadIdx.x) % kWarp;
+}
+__device__ inline int64_t warp_id() {
+  return (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+}
+__device__ inline int64_t thread_id() {
+  return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+// How many lanes before this one have the predicate; `all` receives how many lanes have it.
+__device__ inline int rank_among(bool predicate, int* all) {
+  const unsigned mask = __ballot_sync(kAllLanes, predicate);
+  *all = __popc(mask);
+  return __popc(mask & ((1u << lane_id()) - 1));
+}
+
+template <class T>
+__device__ T warp_sum(T value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+template <class T>
+__device__ T warp_min(T value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, value, step);
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
+}  // namespace dpt

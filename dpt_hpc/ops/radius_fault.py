@@ -1,0 +1,61 @@
+"""What a radius search can find wrong with a batch, said in words."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from dpt_hpc import _C
+from dpt_hpc.errors import DataError
+
+COINCIDENT = 1e-2
+"""Å; two atoms (or images) closer than this have no direction between them, and the structure is broken."""
+
+
+class Fault(Protocol):
+    """The first fault of a batch; atoms are counted over the whole batch. Fields that its kind does not need: -1, 0."""
+
+    @property
+    def kind(self) -> _C.RadiusFault.Kind: ...
+    @property
+    def structure(self) -> int: ...
+    @property
+    def target(self) -> int: ...
+    @property
+    def source(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+
+
+def fault_error(fault: Fault, atom_ptr: Tensor, cells: Tensor, cutoff: float) -> DataError:
+    """The error for the fault, naming structure and atoms as their user counts them."""
+    kinds = _C.RadiusFault.Kind
+    if fault.kind == kinds.EDGES:
+        return DataError(
+            f"radius_graph: the batch has {int(fault.value)} edges or more, expected fewer than 2^31.\n"
+            "Make the batches smaller, or set max_neighbors."
+        )
+    place = f"structure {fault.structure} of the batch"
+    first = int(atom_ptr[fault.structure])
+    if fault.kind == kinds.POSITIONS:
+        return DataError(
+            f"radius_graph: positions of {place}, atom {fault.target - first}: expected finite numbers below 1e15 Å, "
+            f"got {fault.value}.\nA model that diverged writes such positions; so does a broken file."
+        )
+    if fault.kind == kinds.COINCIDENT:
+        return DataError(
+            f"radius_graph: atoms {fault.source - first} and {fault.target - first} of {place} are {fault.value:.3g} Å "
+            f"apart, expected more than {COINCIDENT} Å.\nThe direction between them is undefined, so they can have no "
+            "forces.\nRemove the duplicate atom, or leave the structure out."
+        )
+    cell = cells[fault.structure].tolist()
+    if fault.kind == kinds.CELL:
+        return DataError(
+            f"radius_graph: cell of {place}: expected periodic vectors that span a volume, got {cell}.\n"
+            "Set pbc to False on the axes that are open, or mend the cell."
+        )
+    return DataError(
+        f"radius_graph: {place} has about {fault.value:.3g} periodic images within the cutoff of {cutoff} Å, too many "
+        f"to list.\nIts cell is {cell}: a unit other than Å, or positions far outside the cell?"
+    )

@@ -1,0 +1,2 @@
+// Every CUDA kernel as host C++.
+#include "radius_graph.cu"
