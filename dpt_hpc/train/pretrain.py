@@ -200,7 +200,7 @@ class Run:
             "best_epoch": load_state(best)["epoch"] - 1,
         }
         if engine.rank == 0:
-            results["validation_before"] = _first_validation(self.run_dir / "metrics.jsonl")
+            results |= _history(self.run_dir / "metrics.jsonl")
         for part in ("validation", "test"):
             indices = getattr(data.split, part)
             results[part] = evaluate(chosen, engine, data, indices, self.config)
@@ -219,11 +219,15 @@ class Run:
         engine.barrier()
 
 
-def _first_validation(log: Path) -> dict[str, float] | None:
-    """The validation errors before the first step, from the run's own log."""
-    with log.open() as lines:
-        records = (json.loads(line) for line in lines)
-        return next((r["validation"] for r in records if r["kind"] == "epoch" and r["epoch"] == 0), None)
+def _history(log: Path) -> dict[str, Any]:
+    """The validation errors before the first step, and the seconds that all epochs took, from the run's own log: unlike
+    run.json's wall_seconds it knows of the time before an interruption."""
+    epochs = [r for r in map(json.loads, log.read_text().splitlines()) if r["kind"] == "epoch"]
+    return {
+        "validation_before": next((r["validation"] for r in epochs if r["epoch"] == 0), None),
+        "epochs": max(r["epoch"] for r in epochs),
+        "training_seconds": sum(r.get("seconds", 0.0) for r in epochs),
+    }
 
 
 def _check_same(config: RunConfig, path: Path) -> None:
