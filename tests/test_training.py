@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from dpt_hpc.data.shards import Dataset, write_dataset
 
+from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import CGCNNOptions, build_model
 from dpt_hpc.structure import Structure
