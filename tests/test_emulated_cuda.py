@@ -125,6 +125,17 @@ def test_too_many_images(emulated: ModuleType) -> None:
         emulated_graph(emulated, batch_of([system([[0, 0, 0]], 1e-4 * torch.eye(3))]), 3.0)
 
 
+def test_the_emulation_refuses_what_a_gpu_would_get_wrong(tmp_path: Path) -> None:
+    program = tmp_path / "divergence"
+    own = [f"-I{path}" for path in (ROOT / "csrc", EMULATION)]
+    source = str(EMULATION / "divergence.cpp")
+    subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, *own, source, "-o", str(program)], check=True)
+    for kernel, complaint in ("0", "have left"), ("1", "different warp calls"), ("2", "deadlock"), ("right", ""):
+        run = subprocess.run([program, kernel], capture_output=True, text=True)
+        assert (run.returncode == 0) == (kernel == "right"), run.stderr
+        assert complaint in run.stderr
+
+
 @pytest.mark.slow
 def test_several_blocks_of_one_crystal(emulated: ModuleType) -> None:
     batch = batch_of([supercell(FCC, 3.6, 4, rattle=0.1)])
