@@ -21,6 +21,10 @@ import torch
 from torch import Tensor
 
 MAX_ATOMIC_NUMBER = 118
+GPA_PER_EV_A3 = 160.2176634
+"""1 eV/Å³ in GPa; exact since the SI of 2019 (CODATA 2018)."""
+CLOSEST_ATOMS = 1e-2
+"""Å. Two atoms (or images) closer than this are one for the paper: no direction between them, a broken structure."""
 
 SYMBOLS: tuple[str, ...] = tuple(
     """X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr

@@ -2,178 +2,35 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
-import ase.db
 import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pymatgen.core import Lattice
-from pymatgen.core import Structure as Crystal
+from crystals import (
+    as_pymatgen,
+    crystals,
+    dump,
+    results,
+    write_ase_json,
+    write_db,
+    write_extxyz,
+    write_extxyz_gz,
+    write_matdeeplearn,
+    write_mlearn,
+    write_mptrj,
+    write_pickle,
+    write_pymatgen,
+    write_traj,
+)
 
 from dpt_hpc.data.ingest import IngestOptions, ingest
-from dpt_hpc.data.ingest.json_stream import JsonError, stream_items
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import ConfigError, DataError
-
-GPA = 160.2176634
-"""1 eV/Å³."""
-
-
-def crystals(count: int = 6, seed: int = 0) -> list[Atoms]:
-    """Random labelled crystals, as ASE atoms."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        n = int(rng.integers(2, 6))
-        atoms = Atoms(
-            numbers=rng.choice([1, 3, 6, 8, 11, 14, 26, 29, 47, 79], n),
-            scaled_positions=rng.random((n, 3)),
-            cell=4 * np.eye(3) + 0.5 * rng.normal(size=(3, 3)),
-            pbc=True,
-        )
-        stress = 0.01 * rng.normal(size=(3, 3))
-        atoms.calc = SinglePointCalculator(
-            atoms, energy=float(-5 * n), forces=rng.normal(size=(n, 3)), stress=(stress + stress.T) / 2
-        )
-        found.append(atoms)
-    return found
-
-
-def results(atoms: Atoms) -> dict[str, Any]:
-    assert atoms.calc is not None
-    return atoms.calc.results
-
-
-def as_pymatgen(atoms: Atoms) -> Crystal:
-    return Crystal(
-        Lattice(np.asarray(atoms.cell)), atoms.get_chemical_symbols(), atoms.get_scaled_positions(wrap=False)
-    )
-
-
-def vasp_stress(atoms: Atoms) -> list[list[float]]:
-    return (-10 * GPA * results(atoms)["stress"]).tolist()
-
-
-def write_extxyz(path: Path, items: list[Atoms]) -> Path:
-    ase.io.write(path / "some.extxyz", items, format="extxyz")
-    return path / "some.extxyz"
-
-
-def write_extxyz_gz(path: Path, items: list[Atoms]) -> Path:
-    text = write_extxyz(path, items).read_bytes()
-    (path / "some.xyz.gz").write_bytes(gzip.compress(text))
-    return path / "some.xyz.gz"
-
-
-def write_db(path: Path, items: list[Atoms]) -> Path:
-    with ase.db.connect(path / "some.db") as db:
-        for atoms in items:
-            db.write(atoms)
-    return path / "some.db"
-
-
-def write_traj(path: Path, items: list[Atoms]) -> Path:
-    ase.io.write(path / "some.traj", items)
-    return path / "some.traj"
-
-
-def dump(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content))
-    return path
-
-
-def write_mlearn(path: Path, items: list[Atoms]) -> Path:
-    records = [
-        {
-            "jid": f"X-{i}",
-            "atoms": {
-                "lattice_mat": atoms.cell.tolist(),
-                "coords": atoms.get_scaled_positions(wrap=False).tolist(),
-                "elements": atoms.get_chemical_symbols(),
-                "cartesian": False,
-            },
-            "energy": results(atoms)["energy"],
-            "total_energy": results(atoms)["energy"] / len(atoms),
-            "forces": results(atoms)["forces"].tolist(),
-            "stresses": vasp_stress(atoms),
-        }
-        for i, atoms in enumerate(items)
-    ]
-    return dump(path / "id_prop.json", records)
-
-
-def write_mptrj(path: Path, items: list[Atoms]) -> Path:
-    frames: dict[str, dict[str, Any]] = {"mp-1": {}, "mp-2": {}}
-    for i, atoms in enumerate(items):
-        frames["mp-1" if i < 4 else "mp-2"][f"mp-1-{i}-0"] = {
-            "structure": as_pymatgen(atoms).as_dict(),
-            "uncorrected_total_energy": results(atoms)["energy"],
-            "corrected_total_energy": results(atoms)["energy"] - 1,
-            "energy_per_atom": results(atoms)["energy"] / len(atoms),
-            "force": results(atoms)["forces"].tolist(),
-            "stress": vasp_stress(atoms),
-            "magmom": None,
-        }
-    return dump(path / "MPtrj_2022.9_full.json", frames)
-
-
-def write_pymatgen(path: Path, items: list[Atoms]) -> Path:
-    records = [
-        {
-            "structure": as_pymatgen(atoms).as_dict(),
-            "energy": results(atoms)["energy"],
-            "forces": results(atoms)["forces"].tolist(),
-            "stress": vasp_stress(atoms),
-        }
-        for atoms in items
-    ]
-    return dump(path / "records.json", records)
-
-
-def write_matdeeplearn(path: Path, items: list[Atoms]) -> Path:
-    records = [
-        {
-            "structure_id": str(i),
-            "positions": atoms.positions.tolist(),
-            "cell": atoms.cell.tolist(),
-            "atomic_numbers": atoms.numbers.tolist(),
-            "energy": results(atoms)["energy"],
-            "forces": results(atoms)["forces"].tolist(),
-            "stress": vasp_stress(atoms),
-        }
-        for i, atoms in enumerate(items)
-    ]
-    return dump(path / "raw.json", records)
-
-
-def write_pickle(path: Path, items: list[Atoms], protocol: int = 4) -> Path:
-    materials: dict[str, Any] = {}
-    for i, atoms in enumerate(items):
-        columns = materials.setdefault(
-            "mp-1" if i < 4 else "mp-2", {"structure": [], "energy": [], "force": [], "stress": [], "id": []}
-        )
-        columns["structure"].append(as_pymatgen(atoms))
-        columns["energy"].append(np.float64(results(atoms)["energy"]))
-        columns["force"].append(results(atoms)["forces"].tolist())
-        columns["stress"].append(np.array(vasp_stress(atoms)))
-        columns["id"].append(f"{i}-0")
-    (path / "block_0.p").write_bytes(pickle.dumps(materials, protocol=protocol))
-    return path / "block_0.p"
-
+from dpt_hpc.structure import GPA_PER_EV_A3
 
 STATED = IngestOptions(stress_unit="kbar", stress_sign="compression_positive")
 
@@ -185,12 +42,15 @@ STATED = IngestOptions(stress_unit="kbar", stress_sign="compression_positive")
         (write_extxyz_gz, "extxyz", IngestOptions()),
         (write_db, "ase", IngestOptions()),
         (write_traj, "ase", IngestOptions()),
+        (write_ase_json, "ase", IngestOptions()),
         (write_mlearn, "mlearn", IngestOptions()),
         (write_mptrj, "mptrj", IngestOptions()),
         (write_pymatgen, "pymatgen", STATED),
         (write_matdeeplearn, "matdeeplearn", STATED),
         (write_pickle, "mpf-pickle", IngestOptions()),
+        (lambda path, items: write_pickle(path, items, protocol=0), "mpf-pickle", IngestOptions()),
         (lambda path, items: write_pickle(path, items, protocol=2), "mpf-pickle", IngestOptions()),
+        (lambda path, items: write_pickle(path, items, protocol=5), "mpf-pickle", IngestOptions()),
     ],
 )
 def test_a_format_is_detected_and_read(
@@ -264,7 +124,7 @@ def test_units_are_converted(tmp_path: Path) -> None:
         assert found.forces is not None
         assert found.stress is not None
         np.testing.assert_allclose(found.forces, results(atoms)["forces"] * 51.4220674763, rtol=1e-6)
-        np.testing.assert_allclose(found.stress, -results(atoms)["stress"] / GPA, rtol=1e-6)
+        np.testing.assert_allclose(found.stress, -results(atoms)["stress"] / GPA_PER_EV_A3, rtol=1e-6)
 
 
 def test_mptrj_may_take_the_corrected_energy_and_names_frames(tmp_path: Path) -> None:
@@ -373,57 +233,3 @@ def test_the_format_may_be_stated_against_the_name(tmp_path: Path) -> None:
     path = write_extxyz(tmp_path, crystals(2)).rename(tmp_path / "labels.dat")
     report = ingest([path], tmp_path / "out", IngestOptions(format="extxyz"))
     assert "extxyz (as stated)" in report.lines()[0]
-
-
-MEMORY = """
-import resource, sys
-from dpt_hpc.data.ingest.json_readers import read_mptrj
-from dpt_hpc.data.ingest import IngestOptions
-from pathlib import Path
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-count = sum(1 for _ in read_mptrj(Path(sys.argv[1]), IngestOptions()))
-print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-def test_mptrj_is_streamed(tmp_path: Path) -> None:
-    frames = json.loads(write_mptrj(tmp_path, crystals()).read_text())["mp-1"]
-    path, text = tmp_path / "large.json", json.dumps(frames)
-    with path.open("w") as out:
-        out.write("{" + ",".join(f'"mp-{i}": {text}' for i in range(1000)) + "}")
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(path)], capture_output=True, text=True, check=True)
-    count, kilobytes = map(int, done.stdout.split())
-    assert count == 4_000
-    assert path.stat().st_size > 8e6
-    assert kilobytes < 8_000, "memory grows with the file"
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=20,
-)
-
-
-@given(
-    st.lists(JSON_VALUES, max_size=8) | st.dictionaries(st.text(max_size=8), JSON_VALUES, max_size=8),
-    st.integers(1, 40),
-)
-@settings(max_examples=60, deadline=None)
-def test_streamed_json_is_json(content: Any, window: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, mock.patch("dpt_hpc.data.ingest.json_stream.FIRST_READ", window):
-        path = dump(Path(folder) / "a.json", content)
-        found = list(stream_items(path))
-        assert found == (list(content.items()) if isinstance(content, dict) else [(None, v) for v in content])
-        text = path.read_text().rstrip()
-        for cut in {len(text) // 3, len(text) - 1} - {0}:
-            path.write_text(text[:cut])
-            with pytest.raises(JsonError):
-                list(stream_items(path))
-
-
-def test_nan_in_json_reaches_the_checks(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('[{"energy": NaN}]')
-    ((_, item),) = stream_items(path)
-    assert np.isnan(item["energy"])

@@ -22,7 +22,6 @@ OUTLIERS = 0.005
 """The histogram leaves out this part of the values at either end, which the range shows."""
 SAMPLE_ATOMS = 5_000_000
 """Larger datasets: histograms of evenly chosen shards with about so many atoms; ranges and counts are always of all."""
-GPA_PER_EV_A3 = 160.2176634
 
 
 @dataclass(frozen=True)

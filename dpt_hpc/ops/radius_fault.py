@@ -8,9 +8,7 @@ from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import DataError
-
-COINCIDENT = 1e-2
-"""Å; two atoms (or images) closer than this have no direction between them, and the structure is broken."""
+from dpt_hpc.structure import CLOSEST_ATOMS
 
 
 class Fault(Protocol):
@@ -46,8 +44,9 @@ def fault_error(fault: Fault, atom_ptr: Tensor, cells: Tensor, cutoff: float) ->
     if fault.kind == kinds.COINCIDENT:
         return DataError(
             f"radius_graph: atoms {fault.source - first} and {fault.target - first} of {place} are {fault.value:.3g} Å "
-            f"apart, expected more than {COINCIDENT} Å.\nThe direction between them is undefined, so they can have no "
-            "forces.\nRemove the duplicate atom, or leave the structure out."
+            f"apart, expected more than {CLOSEST_ATOMS} Å.\n"
+            "The direction between them is undefined, so they can have no forces.\n"
+            "Remove the duplicate atom, or leave the structure out."
         )
     cell = cells[fault.structure].tolist()
     if fault.kind == kinds.CELL:

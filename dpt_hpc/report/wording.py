@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-GPA_PER_EV_PER_A3 = 160.21766208
-"""eV/Å³ -> GPa (CODATA 2014, as in ASE)."""
+from dpt_hpc.structure import GPA_PER_EV_A3
 
 NO_BREAK = "\u00a0"
 MINUS = "\u2212"
@@ -35,7 +34,7 @@ class Quantity:
 
 ENERGY = Quantity("energy_per_atom", "Energy per atom", "eV/atom", 1.0, "meV/atom", 1000.0, "structures")
 FORCES = Quantity("forces", "Forces", "eV/Å", 1.0, "eV/Å", 1.0, "force components")
-STRESS = Quantity("stress", "Stress", "GPa", GPA_PER_EV_PER_A3, "GPa", GPA_PER_EV_PER_A3, "stress components")
+STRESS = Quantity("stress", "Stress", "GPa", GPA_PER_EV_A3, "GPa", GPA_PER_EV_A3, "stress components")
 NOISE = Quantity("noise", "Noise", "Å", 1.0, "Å", 1.0, "displacement components")
 
 

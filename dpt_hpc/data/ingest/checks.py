@@ -6,12 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpt_hpc.data.ingest.record import Record
-from dpt_hpc.structure import MAX_ATOMIC_NUMBER, SYMBOLS
+from dpt_hpc.structure import CLOSEST_ATOMS, MAX_ATOMIC_NUMBER, SYMBOLS
 
 SMALLEST_VOLUME_PER_ATOM = 0.05
 """Å³. A cell below is degenerate: no element is within a factor of ten at any pressure that a DFT code reaches."""
-CLOSEST_ATOMS = 1e-2
-"""Å. The limit under which the paper's graph takes two atoms for one."""
 
 
 def fault(record: Record) -> str | None:

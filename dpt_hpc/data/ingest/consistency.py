@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpt_hpc.data.ingest.atomic_volumes import LOG_VOLUME
-from dpt_hpc.data.ingest.units import GPA_PER_EV_A3, STRESS_SIGNS, STRESS_UNITS, Units
+from dpt_hpc.data.ingest.units import STRESS_SIGNS, STRESS_UNITS, Units
 from dpt_hpc.errors import DataError
-from dpt_hpc.structure import SYMBOLS, Structure
+from dpt_hpc.structure import GPA_PER_EV_A3, SYMBOLS, Structure
 
 SHOWN = 5000
 """Structures that are looked at: the verdict does not wait for the end of a large file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,18 +21,27 @@ from dpt_hpc.data.ingest.json_readers import stated_targets
 from dpt_hpc.data.ingest.options import IngestOptions
 from dpt_hpc.data.ingest.record import Broken, Record, RecordError
 from dpt_hpc.data.ingest.report import IngestReport, SourceReport
-from dpt_hpc.data.ingest.units import GPA_PER_EV_A3, Units, convert
+from dpt_hpc.data.ingest.units import Units, convert
 from dpt_hpc.data.manifest import sha256_of
 from dpt_hpc.data.shards import claim_directory, write_dataset
 from dpt_hpc.errors import ConfigError, DataError
-from dpt_hpc.structure import SYMBOLS, Structure
+from dpt_hpc.structure import GPA_PER_EV_A3, SYMBOLS, Structure
 
+Progress = Callable[[SourceReport], None] | None
+PROGRESS_EVERY = 1000
 SHOWN_FAULTS = 5
 """Broken records after which an ingest that refuses them gives up and shows them."""
 
 
-def ingest(sources: Sequence[str | Path], out: str | Path, options: IngestOptions | None = None) -> IngestReport:
+def ingest(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    options: IngestOptions | None = None,
+    progress: Progress = None,
+) -> IngestReport:
     """Read `sources` (files, or directories of them) in order, and write a dataset directory `out`.
+
+    progress: called with the report so far, at the start of each source and every thousand records.
 
     Raises DataError, naming file and record, for a file that cannot be read, broken records (unless
     `options.skip_broken`), missing required labels, and labels whose units or signs contradict each other; ConfigError
@@ -58,7 +67,7 @@ def ingest(sources: Sequence[str | Path], out: str | Path, options: IngestOption
     def structures() -> Iterator[Structure]:
         intake = Intake(options)
         for report, stated in zip(reports, units, strict=True):
-            yield from intake.take(report, stated)
+            yield from intake.take(report, stated, progress)
         provenance["sources"] = [report.summary() for report in reports]
         provenance["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -125,13 +134,15 @@ class Intake:
         self.geometries: set[int] = set()
         self.files: list[str] = []
 
-    def take(self, report: SourceReport, units: Units) -> Iterator[Structure]:
+    def take(self, report: SourceReport, units: Units, progress: Progress = None) -> Iterator[Structure]:
         """The structures of one source that are to be written, in order."""
         number = len(self.files)
         self.files.append(report.path.name)
         consistency = Consistency(report.path, units)
         faults: list[str] = []
         for record in FORMATS[report.format].reader(report.path, self.options):
+            if progress is not None and report.records % PROGRESS_EVERY == 0:
+                progress(report)
             report.records += 1
             if (report.records - 1) % self.options.stride:
                 report.dropped["passed over by the stride"] += 1

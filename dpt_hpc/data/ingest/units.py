@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpt_hpc.data.ingest.record import Array, Record, RecordError, numeric
+from dpt_hpc.structure import GPA_PER_EV_A3
 
 # CODATA 2018, as in ase.units and pymatgen.
 HARTREE = 27.211386245988
 BOHR = 0.529177210903
 KCAL_PER_MOL = 0.043364106370
 KJ_PER_MOL = 0.010364269656
-GPA_PER_EV_A3 = 160.2176634
-"""1 eV/Å³ in GPa."""
 
 ENERGY_UNITS = {
     "eV": 1.0,
