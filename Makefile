@@ -91,11 +91,11 @@ format: $(ENVIRONMENT) ## let ruff and clang-format write the layout
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-cuda: $(ENVIRONMENT) ## compile all kernels for the A100 and the H100, no warning allowed (needs nvcc, but no GPU)
+cuda: $(ENVIRONMENT) ## compile the CUDA kernels for the A100 and the H100, no warning allowed (needs nvcc, but no GPU)
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	cmake -S . -B build/cuda -G Ninja --log-level=WARNING -DDPT_HPC_CUDA=ON -DDPT_HPC_WERROR=ON \
 	  -DCMAKE_CUDA_ARCHITECTURES='80;90' -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)"; \
-	cmake --build build/cuda --clean-first 2>&1 | tee build/cuda/log; \
+	cmake --build build/cuda --target kernels_cuda --clean-first 2>&1 | tee build/cuda/log; \
 	! grep -i 'warning' build/cuda/log
 
 clean: ## remove the environment and all build output
