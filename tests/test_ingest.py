@@ -118,6 +118,14 @@ def test_stride_and_limit(tmp_path: Path) -> None:
     assert Dataset.open(tmp_path / "out").structure_ids.tolist() == ["s0", "s3", "s6"]
 
 
+def test_progress_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpt_hpc.data.ingest.pipeline.PROGRESS_EVERY", 4)
+    path = dump(tmp_path / "a.json", [record(i) for i in range(10)])
+    seen: list[int] = []
+    ingest([path], tmp_path / "out", progress=lambda report: seen.append(report.records))
+    assert seen == [0, 4, 8]
+
+
 def test_fields_that_look_like_labels_and_were_not_read_are_named(tmp_path: Path) -> None:
     path = dump(tmp_path / "a.json", [record(i, dft_energy=1.0) for i in range(3)])
     lines = ingest([path], tmp_path / "out").lines()

@@ -264,6 +264,13 @@ def test_a_dotted_name_does_not_pass_the_list(tmp_path: Path) -> None:
             ingest([tmp_path / "block_0.p"], tmp_path / "out")
 
 
+def test_a_pickle_cannot_change_a_function(tmp_path: Path) -> None:
+    text = b"\x80\x04\x8c\x07copyreg\x8c\x0e_reconstructor\x93}\x8c\x01a\x4b\x01sb."
+    (tmp_path / "block_0.p").write_bytes(text)
+    with pytest.raises(DataError, match="the pickle asks for the state of a function"):
+        ingest([tmp_path / "block_0.p"], tmp_path / "out")
+
+
 def test_a_truncated_or_foreign_pickle(tmp_path: Path) -> None:
     path = tmp_path / "block_0.p"
     path.write_bytes(pickle.dumps({"mp-1": {"energy": [1.0]}})[:-10])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.data.statistics import estimate_edges
-from dpt_hpc.errors import DataError
+from dpt_hpc.errors import DataError, EnvironmentFault
 from dpt_hpc.structure import Batch, Structure
 
 FLAT = ("positions", "cell", "pbc", "atomic_numbers", "atom_ptr", "energy", "forces", "stress", "target")
@@ -304,5 +304,17 @@ def test_an_error_among_the_structures_leaves_no_dataset(tmp_path: Path) -> None
 
     with pytest.raises(DataError):
         write_dataset(failing(), tmp_path / "d", provenance={}, property_units=UNITS)
-    with pytest.raises(DataError, match=r"dataset.json is missing"):
-        Dataset.open(tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_labels_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    items = structures(3)
+    items[1] = replace(items[1], energy=float("nan"))
+    with pytest.raises(DataError, match="structure säure-1: energy_per_atom is not finite"):
+        written(tmp_path / "d", items)
+
+
+def test_a_disk_that_does_not_take_the_shard(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault, match=r"output .*: cannot be written: .*\nCheck"):
+        written(tmp_path / "file" / "d", structures(3))

@@ -111,6 +111,25 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+COPY_AGAIN = "Copy it again from where the dataset came, or ingest again."
+
+
+def verify_shard(path: Path, shard: Shard, by_hash: bool) -> None:
+    """Raise DataError if a shard's file is missing, of another size, or (by_hash) not the bytes that were written."""
+    if not path.is_file():
+        raise DataError(f"shard {path}: is missing.\n{COPY_AGAIN}")
+    size = path.stat().st_size
+    if size != shard.num_bytes:
+        raise DataError(
+            f"shard {path}: has {size} bytes, expected {shard.num_bytes}: truncated or replaced.\n{COPY_AGAIN}"
+        )
+    if by_hash and (found := sha256_of(path)) != shard.sha256:
+        raise DataError(
+            f"shard {path}: SHA-256 is {found[:16]}..., expected {shard.sha256[:16]}...: its bytes have changed.\n"
+            f"Training would learn from garbage. {COPY_AGAIN}"
+        )
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")

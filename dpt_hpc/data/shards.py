@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,15 +25,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpt_hpc.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, UNITS, Manifest, Shard, publish, sha256_of
-from dpt_hpc.data.statistics import EDGE_CUTOFF, EDGE_FORMULA, EDGE_MAX_NEIGHBORS, Statistics, estimate_edges
-from dpt_hpc.errors import DataError
+from dpt_hpc.data.columns import LABELS, Array, flat_columns, join_column
+from dpt_hpc.data.manifest import (
+    COPY_AGAIN,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    UNITS,
+    Manifest,
+    Shard,
+    publish,
+    sha256_of,
+    verify_shard,
+)
+from dpt_hpc.data.statistics import EDGE_CUTOFF, EDGE_FORMULA, EDGE_MAX_NEIGHBORS, Statistics
+from dpt_hpc.errors import DataError, EnvironmentFault
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
 
-Array = NDArray[Any]
-LABELS = ("energy", "forces", "stress")
 CHUNK_ROWS = 4096
 EDGE_ESTIMATE = {"cutoff": EDGE_CUTOFF, "max_neighbors": EDGE_MAX_NEIGHBORS, "formula": EDGE_FORMULA}
+CHECK_DISK = "Check its permissions, and the space and quota of its disk."
 OURS = re.compile(r"shard_\d{5}\.h5(\.tmp)?|dataset\.json\.tmp")
 
 
@@ -53,10 +63,14 @@ def write_dataset(
     manifest as it is at the end, when the caller may know more. property_units: of every property that occurs. dtype:
     of positions, forces and stress (cell, energy and properties stay float64). Every file is written under a temporary
     name, flushed and renamed, the manifest last: a killed run leaves nothing that `Dataset.open` accepts. Raises
-    DataError if `out` holds a dataset or foreign files, if there is no structure, or if a property has no unit.
+    DataError if `out` holds a dataset or foreign files, if there is no structure, if a value is not finite, or if a
+    property has no unit; EnvironmentFault if the disk does not take it.
     """
     out = Path(out)
-    claim_directory(out)
+    try:
+        claim_directory(out)
+    except OSError as error:
+        raise EnvironmentFault(f"output {out}: cannot be written: {error}.\n{CHECK_DISK}") from None
     stated = json.dumps(provenance, ensure_ascii=False)
     statistics = Statistics()
     shards: list[Shard] = []
@@ -82,8 +96,10 @@ def write_dataset(
             raise DataError(
                 f"dataset {out}: not one structure is left to write.\nLoosen the filters, or check the source."
             )
-    except BaseException:
+    except BaseException as error:
         _clear(out)
+        if isinstance(error, OSError):
+            raise EnvironmentFault(f"output {out}: cannot be written: {error}.\n{CHECK_DISK}") from error
         raise
     manifest = Manifest(
         num_structures=sum(s.num_structures for s in shards),
@@ -134,7 +150,7 @@ def _write_shard(
     unitless = sorted({name for s in block for name in s.properties} - set(property_units))
     if unitless:
         raise DataError(f"dataset {out}: no unit is stated for property {', '.join(unitless)}.\nState it; 1 for none.")
-    columns = _columns(block, options["dtype"])
+    columns = flat_columns(block, options["dtype"])
     final = out / f"shard_{index:05d}.h5"
     temporary = final.with_name(final.name + ".tmp")
     with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
@@ -166,38 +182,6 @@ def _write_column(file: h5py.File, name: str, values: Array, compression: str | 
         file.create_dataset(name, data=encoded.astype(kind), dtype=kind, **layout)
     else:
         file.create_dataset(name, data=values, **layout)
-
-
-def _columns(block: Sequence[Structure], dtype: str) -> dict[str, Array]:
-    """The flat arrays of a shard."""
-    count = [s.num_atoms for s in block]
-    columns: dict[str, Array] = {
-        "atom_ptr": np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
-        "atomic_numbers": np.concatenate([s.atomic_numbers.numpy() for s in block]).astype(np.uint8),
-        "positions": np.concatenate([s.positions.numpy() for s in block]).astype(dtype),
-        "cell": np.stack([s.cell.numpy() for s in block]).astype(np.float64),
-        "pbc": np.stack([s.pbc.numpy() for s in block]),
-        "structure_id": np.array([s.structure_id for s in block], dtype=np.str_),
-        "group": np.array([s.group for s in block], dtype=np.str_),
-        "edge_estimate": np.array([estimate_edges(s.num_atoms, s.volume) for s in block], dtype=np.int64),
-    }
-    empty: dict[str, Callable[[Structure], Any]] = {
-        "energy": lambda s: 0.0,
-        "forces": lambda s: np.zeros((s.num_atoms, 3)),
-        "stress": lambda s: np.zeros((3, 3)),
-    }
-    for label in LABELS:
-        values = [getattr(s, label) for s in block]
-        present = np.array([v is not None for v in values])
-        columns[f"has_{label}"] = present
-        if present.any():
-            rows = [empty[label](s) if v is None else np.asarray(v) for s, v in zip(block, values, strict=True)]
-            joined = np.concatenate(rows) if label == "forces" else np.stack(rows)
-            columns[label] = joined.astype(np.float64 if label == "energy" else dtype)
-    for name in sorted({name for s in block for name in s.properties}):
-        columns[f"properties/{name}"] = np.array([s.properties.get(name, 0.0) for s in block], dtype=np.float64)
-        columns[f"properties/has_{name}"] = np.array([name in s.properties for s in block])
-    return columns
 
 
 class Dataset:
@@ -242,7 +226,7 @@ class Dataset:
             if manifest.num_structures == 0 or not manifest.shards:
                 raise DataError(f"dataset {directory}: is empty (0 structures).\nIngest again with looser filters.")
             for shard in manifest.shards:
-                _verify_shard(directory / shard.file, shard, verify)
+                verify_shard(directory / shard.file, shard, verify)
         return cls(directories, manifests)
 
     def __len__(self) -> int:
@@ -324,19 +308,8 @@ class Dataset:
         if self._columns is None:
             shards = [_read_shard(path) for path in self._files]
             names = sorted({name for shard in shards for name in shard} - {"atom_ptr", "group", "structure_id"})
-            self._columns = {name: _join_column(shards, name) for name in names}
+            self._columns = {name: join_column(shards, name) for name in names}
         return self._columns
-
-
-def _join_column(shards: Sequence[Mapping[str, Array]], name: str) -> Array:
-    """One column over all shards; zeros (False) for a shard that has not got it."""
-    model = next(shard[name] for shard in shards if name in shard)
-    parts = []
-    for shard in shards:
-        per_atom = name == "forces"
-        rows = len(shard["atomic_numbers"]) if per_atom else len(shard["cell"])
-        parts.append(shard[name] if name in shard else np.zeros((rows, *model.shape[1:]), dtype=model.dtype))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _join_units(directories: Sequence[Path], manifests: Sequence[Manifest]) -> dict[str, str]:
@@ -349,24 +322,6 @@ def _join_units(directories: Sequence[Path], manifests: Sequence[Manifest]) -> d
                     "Ingest one of them again in the other's unit."
                 )
     return units
-
-
-COPY_AGAIN = "Copy it again from where the dataset came, or ingest again."
-
-
-def _verify_shard(path: Path, shard: Shard, by_hash: bool) -> None:
-    if not path.is_file():
-        raise DataError(f"shard {path}: is missing.\n{COPY_AGAIN}")
-    size = path.stat().st_size
-    if size != shard.num_bytes:
-        raise DataError(
-            f"shard {path}: has {size} bytes, expected {shard.num_bytes}: truncated or replaced.\n{COPY_AGAIN}"
-        )
-    if by_hash and (found := sha256_of(path)) != shard.sha256:
-        raise DataError(
-            f"shard {path}: SHA-256 is {found[:16]}..., expected {shard.sha256[:16]}...: its bytes have changed.\n"
-            f"Training would learn from garbage. {COPY_AGAIN}"
-        )
 
 
 def _read_shard(path: Path, names: Iterable[str] | None = None) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS, Structure
 
 EDGE_CUTOFF = 8.0
@@ -63,14 +64,16 @@ class Statistics:
     ranges: dict[str, Range] = field(default_factory=dict)
     structures_with: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SYMBOLS), dtype=np.int64))
     atoms_of: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SYMBOLS), dtype=np.int64))
+    current: str = ""
     labelled: dict[str, int] = field(default_factory=lambda: {"energy": 0, "forces": 0, "stress": 0})
 
     def show(self, structure: Structure) -> None:
-        """Take in one structure."""
+        """Take in one structure. Raises DataError for a value that is not finite."""
         counts = np.bincount(structure.atomic_numbers.numpy(), minlength=len(SYMBOLS))
         self.atoms_of += counts
         self.structures_with += counts > 0
         n = structure.num_atoms
+        self.current = structure.structure_id
         self._show("num_atoms", n)
         self._show("volume_per_atom", structure.volume / n)
         if structure.energy is not None:
@@ -86,7 +89,10 @@ class Statistics:
             self._show(f"properties/{name}", value)
 
     def _show(self, name: str, value: float | NDArray[np.float64]) -> None:
-        self.ranges.setdefault(name, Range()).show(np.asarray(value, dtype=np.float64))
+        values = np.asarray(value, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise DataError(f"structure {self.current}: {name} is not finite.\nLeave it out, or mend it.")
+        self.ranges.setdefault(name, Range()).show(values)
 
     def summary(self) -> Mapping[str, Any]:
         """As JSON for the manifest. Ranges of forces and stress are of their components."""

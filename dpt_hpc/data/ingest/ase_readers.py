@@ -97,10 +97,14 @@ def from_atoms(name: str, atoms: Atoms, options: IngestOptions) -> Record:
         np.asarray(atoms.pbc, dtype=bool),
         **labels,
         properties={target: scalar(info[target], target) for target in options.targets if info.get(target) is not None},
-        structure_id=str(info.get(options.id_key or "structure_id") or ""),
-        group=str(info.get(options.group_key) or "") if options.group_key else "",
+        structure_id=_text(info.get(options.id_key or "structure_id")),
+        group=_text(info.get(options.group_key)) if options.group_key else "",
         ignored=ignored,
     )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def read_cif(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:

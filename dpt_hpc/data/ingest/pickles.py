@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ MADE = {
     "numpy._core.multiarray": ("_reconstruct", "scalar"),
     "builtins": ("list", "dict", "tuple", "set", "frozenset", "object"),
     "collections": ("OrderedDict", "defaultdict"),
-    "copyreg": ("_reconstructor",),
 }
 """Made for real: containers and arrays, none of which runs anything."""
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
@@ -58,11 +57,55 @@ class Passive:
         del arguments
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state if isinstance(state, Mapping) else {}
+        parts = state if isinstance(state, tuple) else (state,)  # of __dict__, and of __slots__
+        self.state = {k: v for part in parts if isinstance(part, Mapping) for k, v in part.items()}
 
 
 class Refused(Exception):
     """The pickle asks for a name that is not on the list."""
+
+
+class _Sealed:
+    """A function that a pickle may call; it cannot change it, as it could a plain function's attributes."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("the state of a function")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes in pickles of protocol 2 are Latin-1 text; no other codec is looked up."""
+    if encoding != "latin1":
+        raise Refused(f"_codecs.encode with {encoding!r}")
+    return text.encode("latin-1")
+
+
+def _reconstructor(kind: Any, base: Any, state: Any) -> Passive:
+    """Plain objects in pickles of protocol 0 and 1."""
+    if kind is not Passive or base is not object:
+        raise Refused(f"copyreg._reconstructor of {kind!r}")
+    return Passive()
+
+
+def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
+    """Arrays in pickles of protocol 5."""
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+
+SEALED = {
+    ("_codecs", "encode"): _Sealed(_encode),
+    ("copyreg", "_reconstructor"): _Sealed(_reconstructor),
+    ("numpy.core.numeric", "_frombuffer"): _Sealed(_frombuffer),
+    ("numpy._core.numeric", "_frombuffer"): _Sealed(_frombuffer),
+}
+"""Functions of the standard library and of numpy, done by ours."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -72,19 +115,12 @@ class _Unpickler(pickle.Unpickler):
             return Passive
         if name in MADE.get(module, ()):
             return getattr(importlib.import_module(module), name)
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
+        if (module, name) in SEALED:
+            return SEALED[module, name]
         raise Refused(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise Refused(f"persistent object {pid!r}")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Bytes in pickles of protocol 2 are Latin-1 text; no other codec is looked up."""
-    if encoding != "latin1":
-        raise Refused(f"_codecs.encode with {encoding!r}")
-    return text.encode("latin-1")
 
 
 def read_mpf_pickle(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:

@@ -1,0 +1,58 @@
+"""The flat arrays of a shard: columns of structures, and columns of atoms with row pointers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpt_hpc.data.statistics import estimate_edges
+from dpt_hpc.structure import Structure
+
+Array = NDArray[Any]
+LABELS = ("energy", "forces", "stress")
+
+
+def flat_columns(block: Sequence[Structure], dtype: str) -> dict[str, Array]:
+    """The arrays of a shard by name, as `dpt_hpc.data.shards` lists them; dtype: of positions, forces and stress."""
+    count = [s.num_atoms for s in block]
+    columns: dict[str, Array] = {
+        "atom_ptr": np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
+        "atomic_numbers": np.concatenate([s.atomic_numbers.numpy() for s in block]).astype(np.uint8),
+        "positions": np.concatenate([s.positions.numpy() for s in block]).astype(dtype),
+        "cell": np.stack([s.cell.numpy() for s in block]).astype(np.float64),
+        "pbc": np.stack([s.pbc.numpy() for s in block]),
+        "structure_id": np.array([s.structure_id for s in block], dtype=np.str_),
+        "group": np.array([s.group for s in block], dtype=np.str_),
+        "edge_estimate": np.array([estimate_edges(s.num_atoms, s.volume) for s in block], dtype=np.int64),
+    }
+    empty: dict[str, Callable[[Structure], Any]] = {
+        "energy": lambda s: 0.0,
+        "forces": lambda s: np.zeros((s.num_atoms, 3)),
+        "stress": lambda s: np.zeros((3, 3)),
+    }
+    for label in LABELS:
+        values = [getattr(s, label) for s in block]
+        present = np.array([v is not None for v in values])
+        columns[f"has_{label}"] = present
+        if present.any():
+            rows = [empty[label](s) if v is None else np.asarray(v) for s, v in zip(block, values, strict=True)]
+            joined = np.concatenate(rows) if label == "forces" else np.stack(rows)
+            columns[label] = joined.astype(np.float64 if label == "energy" else dtype)
+    for name in sorted({name for s in block for name in s.properties}):
+        columns[f"properties/{name}"] = np.array([s.properties.get(name, 0.0) for s in block], dtype=np.float64)
+        columns[f"properties/has_{name}"] = np.array([name in s.properties for s in block])
+    return columns
+
+
+def join_column(shards: Sequence[Mapping[str, Array]], name: str) -> Array:
+    """One column over all shards; zeros (False) for a shard that has not got it."""
+    model = next(shard[name] for shard in shards if name in shard)
+    parts = []
+    for shard in shards:
+        per_atom = name == "forces"
+        rows = len(shard["atomic_numbers"]) if per_atom else len(shard["cell"])
+        parts.append(shard[name] if name in shard else np.zeros((rows, *model.shape[1:]), dtype=model.dtype))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
