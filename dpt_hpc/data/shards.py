@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpt_hpc.data.columns import LABELS, Array, flat_columns, join_column
+from dpt_hpc.data.joining import join_units, refuse_shared_ids, refuse_twins
 from dpt_hpc.data.manifest import (
     COPY_AGAIN,
     MANIFEST_NAME,
@@ -44,6 +45,8 @@ from dpt_hpc.structure import SYMBOLS, Batch, Structure
 CHUNK_ROWS = 4096
 EDGE_ESTIMATE = {"cutoff": EDGE_CUTOFF, "max_neighbors": EDGE_MAX_NEIGHBORS, "formula": EDGE_FORMULA}
 CHECK_DISK = "Check its permissions, and the space and quota of its disk."
+HEAD = ("atom_ptr", "edge_estimate", "group", "structure_id")
+"""Columns that are read when a dataset is opened."""
 OURS = re.compile(r"shard_\d{5}\.h5(\.tmp)?|dataset\.json\.tmp")
 
 
@@ -194,10 +197,10 @@ class Dataset:
 
     def __init__(self, directories: Sequence[Path], manifests: Sequence[Manifest]) -> None:
         self.manifests = tuple(manifests)
-        self.property_units = _join_units(directories, manifests)
+        self.property_units = join_units(directories, manifests)
         self.property_names = tuple(sorted(self.property_units))
         self._files = [d / shard.file for d, m in zip(directories, manifests, strict=True) for shard in m.shards]
-        heads = [_read_shard(path, ("atom_ptr", "edge_estimate", "group", "structure_id")) for path in self._files]
+        heads = [_read_shard(path, HEAD) for path in self._files]
         self.num_atoms = np.concatenate([np.diff(h["atom_ptr"]) for h in heads])
         self.edge_estimate = np.concatenate([h["edge_estimate"] for h in heads])
         self.groups = np.concatenate([h["group"] for h in heads])
@@ -216,7 +219,8 @@ class Dataset:
         """Open one or several dataset directories.
 
         verify: compare every shard's SHA-256 with the manifest (reads every byte once; do it once per run). Raises
-        DataError if a directory, its manifest or a shard is missing, truncated, altered, empty or of another version.
+        DataError if a directory, its manifest or a shard is missing, truncated, altered, empty or of another version,
+        and if two directories hold the same data or the same structure_id: it would stand in training and test part.
         """
         directories = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
         if not directories:
@@ -225,9 +229,13 @@ class Dataset:
         for directory, manifest in zip(directories, manifests, strict=True):
             if manifest.num_structures == 0 or not manifest.shards:
                 raise DataError(f"dataset {directory}: is empty (0 structures).\nIngest again with looser filters.")
+        refuse_twins(directories, manifests)
+        for directory, manifest in zip(directories, manifests, strict=True):
             for shard in manifest.shards:
                 verify_shard(directory / shard.file, shard, verify)
-        return cls(directories, manifests)
+        dataset = cls(directories, manifests)
+        refuse_shared_ids(directories, [m.num_structures for m in manifests], dataset.structure_ids)
+        return dataset
 
     def __len__(self) -> int:
         return len(self.num_atoms)
@@ -306,30 +314,18 @@ class Dataset:
 
     def _load(self) -> dict[str, Array]:
         if self._columns is None:
-            shards = [_read_shard(path) for path in self._files]
-            names = sorted({name for shard in shards for name in shard} - {"atom_ptr", "group", "structure_id"})
+            shards = [_read_shard(path, without=HEAD) for path in self._files]
+            names = sorted({name for shard in shards for name in shard})
             self._columns = {name: join_column(shards, name) for name in names}
         return self._columns
 
 
-def _join_units(directories: Sequence[Path], manifests: Sequence[Manifest]) -> dict[str, str]:
-    units: dict[str, str] = {}
-    for directory, manifest in zip(directories, manifests, strict=True):
-        for name, unit in manifest.property_units.items():
-            if units.setdefault(name, unit) != unit:
-                raise DataError(
-                    f"dataset {directory}: property {name} is in {unit}, in an earlier dataset in {units[name]}.\n"
-                    "Ingest one of them again in the other's unit."
-                )
-    return units
-
-
-def _read_shard(path: Path, names: Iterable[str] | None = None) -> dict[str, Array]:
-    """Columns of a shard by name (all without `names`)."""
+def _read_shard(path: Path, names: Iterable[str] | None = None, without: Sequence[str] = ()) -> dict[str, Array]:
+    """Columns of a shard by name: `names`, or all but those in `without`."""
     columns: dict[str, Array] = {}
 
     def take(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
+        if isinstance(node, h5py.Dataset) and name not in without:
             values = node[()]
             columns[name] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
