@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import yaml
 from rich.console import Console
 
 from dpt_hpc import __version__
-from dpt_hpc.errors import ConfigError, DptError
+from dpt_hpc.errors import ConfigError, DptError, EnvironmentFault
 
 app = typer.Typer(
     name="dpt-hpc",
@@ -27,6 +29,8 @@ app = typer.Typer(
     epilog="Start with `dpt-hpc quickstart`. `--debug` before a verb shows the traceback of an error.",
 )
 console = Console(highlight=False)
+
+SECONDS_FOR_THE_FIRST_RANK = 3.0
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override an option, e.g. training.epochs=10.")
@@ -131,9 +135,10 @@ def pretrain(config: Path, overrides: Set = None, resume: Resume = False, quiet:
     from dpt_hpc.train.config import PretrainConfig, load_config
     from dpt_hpc.train.engine import leave_world
     from dpt_hpc.train.pretrain import pretrain as run
-    from dpt_hpc.train.world import find_world
+    from dpt_hpc.train.world import enter_world
 
-    run(load_config(config, PretrainConfig, overrides or []), find_world(), resume=resume, quiet=quiet)
+    world = enter_world()
+    run(load_config(config, PretrainConfig, overrides or []), world, resume=resume, quiet=quiet)
     leave_world()
 
 
@@ -146,9 +151,9 @@ def finetune(
     from dpt_hpc.train.config import FinetuneConfig, load_config
     from dpt_hpc.train.engine import leave_world
     from dpt_hpc.train.finetune import finetune as run
-    from dpt_hpc.train.world import find_world
+    from dpt_hpc.train.world import enter_world
 
-    world = find_world()
+    world = enter_world()
     summary = run(load_config(config, FinetuneConfig, overrides or []), world, resume=resume, quiet=quiet or as_json)
     leave_world()
     if world.rank:
@@ -177,7 +182,7 @@ def run_config(config: Path, overrides: Set = None, resume: Resume = False, quie
 def evaluate(
     checkpoint: str,
     data: list[str],
-    target: Annotated[str | None, typer.Option(help="The property that a fine-tuned network predicts.")] = None,
+    target: Annotated[str | None, typer.Option(help="The property's name in the data, if it is another one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for predictions and results.")] = None,
     allow_unknown_elements: Annotated[bool, typer.Option(help="Predict for elements that were never seen.")] = False,
     as_json: Json = False,
@@ -229,10 +234,27 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
         if end.code:
             raise
     except DptError as error:
-        if os.environ.get("DPT_HPC_DEBUG"):
-            raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        raise SystemExit(error.exit_code) from None
+        _fail(error, error.exit_code)
+    except OSError as error:  # a full disk, a directory without permission: the machine's fault, not the program's
+        _fail(error, EnvironmentFault.exit_code)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    """Print one message and end this process. Of several ranks the first one speaks; another one speaks only if the
+    launcher has not ended it by then, that is, if it failed alone."""
+    if os.environ.get("DPT_HPC_DEBUG"):
+        raise error
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if rank:
+        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+    place = f" (rank {rank} on {platform.node()})" if rank else ""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error{place}: {error}", markup=False)
+    if ranks > 1:
+        # Without the clean-up of libraries, which would wait for the other ranks.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def main() -> None:

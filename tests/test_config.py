@@ -8,7 +8,8 @@ import pytest
 
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.quickstart import configs
-from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, load_config, save_config
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, load_config
+from dpt_hpc.train.run_dir import save_config
 
 PRESETS = sorted(configs().rglob("*.yaml"))
 CGCNN = configs() / "pretrain" / "cgcnn_1_500_500.yaml"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpt_hpc.errors import DataError
 from dpt_hpc.models.energy_model import EnergyModel
-from dpt_hpc.ops import RadiusGraph, radius_graph
+from dpt_hpc.ops import RadiusGraph, inner_derivative, radius_graph
 from dpt_hpc.structure import Batch
 
 
@@ -50,7 +50,8 @@ def predict(model: EnergyModel, batch: Batch, *, forces: bool = True, stress: bo
         return Prediction(model(batch.atomic_numbers, vectors, graph, batch.atom_ptr))
 
     create_graph = model.training and torch.is_grad_enabled()
-    with torch.enable_grad():
+    # Nobody outside can reach these positions and this strain: the loss is differentiated in the weights alone.
+    with torch.enable_grad(), inner_derivative():
         positions, cell = batch.positions, batch.cell
         strain = torch.zeros_like(cell)
         wanted = []

@@ -7,4 +7,7 @@ from dpt_hpc.ops.messages import cgconv, inner_derivative
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radius_graph import RadiusGraph, radius_graph
 
-__all__ = ["RadialBasis", "RadiusGraph", "cgconv", "inner_derivative", "radius_graph"]
+NATIVE_DEVICES = ("cpu",)
+"""Device types on which every native kernel runs. (The radius graph alone also has a CUDA kernel.)"""
+
+__all__ = ["NATIVE_DEVICES", "RadialBasis", "RadiusGraph", "cgconv", "inner_derivative", "radius_graph"]

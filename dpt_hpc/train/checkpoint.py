@@ -50,7 +50,8 @@ def save_checkpoint(
     final = directory / f"step_{step:08d}"
     partial = directory / f".partial_{step:08d}"
     if engine.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in directory.glob(".partial_*"):  # of a killed process, or a full disk
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
         export_model(partial, card, weights)
         torch.save(state, partial / STATE)

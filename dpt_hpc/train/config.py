@@ -36,7 +36,7 @@ class SplitOptions(Options):
 
 
 class DataOptions(Options):
-    path: tuple[str, ...]
+    path: tuple[str, ...] = Field(min_length=1)
     """Directories written by `dpt-hpc ingest`; one or several."""
     split: SplitOptions = SplitOptions()
 
@@ -140,7 +140,7 @@ class RunConfig(Options):
 
 class PretrainConfig(RunConfig):
     task: Literal["pretrain"] = "pretrain"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     objective: Annotated[DerivativesOptions | DenoisingOptions, Field(discriminator="kind")] = DerivativesOptions()
 
 
@@ -152,11 +152,18 @@ class FinetuneConfig(RunConfig):
     pretrained: str | None = None
     """A pre-training run or one of its checkpoints; null trains from scratch (the baseline)."""
 
+    @field_validator("data")
+    @classmethod
+    def _has_a_test_part(cls, value: DataOptions) -> DataOptions:
+        if value.split.test == 0:
+            raise ValueError("split.test is 0: a fine-tuning reports its error on the test part")
+        return value
+
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError(f"seeds are {list(value)}, expected one or more distinct integers")
+        if not value or len(set(value)) != len(value) or min(value) < 0:
+            raise ValueError(f"seeds are {list(value)}, expected one or more distinct integers from 0 on")
         return value
 
 
@@ -173,7 +180,9 @@ def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str
         raw = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"config {path}: no such file.") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path}: not valid YAML.\n{error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"config {path}: expected a mapping of options, got {type(raw).__name__}.")
@@ -191,11 +200,6 @@ def check_config(raw: dict[str, Any], kind: type[AnyConfig], source: str) -> Any
         raise ConfigError("\n".join([f"config {source}: {len(faults)} option(s) wrong.", *faults])) from None
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """The resolved config, every default spelled out."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -206,7 +210,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {'.'.join(parents[: i + 1])} is a value, not a group of options.")
-    node[last] = yaml.safe_load(value)
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {value!r} is not valid YAML.") from None
 
 
 def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:

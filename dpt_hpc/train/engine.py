@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from dpt_hpc.errors import ConfigError, EnvironmentFault
+from dpt_hpc.ops import NATIVE_DEVICES
 from dpt_hpc.train.config import EngineOptions, OptimizerOptions
 from dpt_hpc.train.objective import Objective, Sums
 from dpt_hpc.train.world import World
@@ -137,7 +138,7 @@ class DeepSpeedEngine(Engine):
         super().__init__(objective, world, device)
         self._zero_stage = zero_stage
         deepspeed = _import_deepspeed(device)
-        os.environ.update(world.environment())
+        os.environ.update(world.environment())  # also of a world of one
         deepspeed.init_distributed(
             dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
         )
@@ -246,13 +247,16 @@ def leave_world() -> None:
 
 
 def choose_device(options: EngineOptions, world: World) -> torch.device:
-    """cuda:<local rank> where a GPU is there and wanted, else the CPU."""
+    """A GPU of this node where one is wanted, else the CPU; auto takes a GPU only if all native kernels run on it."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault("engine.device is cuda, but torch sees no GPU here.\nUse engine.device=auto or cpu.")
-    if options.device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
-        return torch.device("cuda", world.local_rank)
-    return torch.device("cpu")
+    wanted = options.device == "cuda" or (options.device == "auto" and "cuda" in NATIVE_DEVICES)
+    if not wanted or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A launcher may show each rank one GPU alone, whatever its local rank.
+    index = world.local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _adamw(objective: Objective, options: OptimizerOptions) -> AdamW:

@@ -12,20 +12,12 @@ from dpt_hpc.data.split import Split
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
-from dpt_hpc.train.config import (
-    DataOptions,
-    DerivativesOptions,
-    EngineOptions,
-    FinetuneConfig,
-    OptimizerOptions,
-    PretrainConfig,
-    PropertyOptions,
-)
+from dpt_hpc.train.config import EngineOptions, FinetuneConfig, OptimizerOptions, PretrainConfig, check_config
 from dpt_hpc.train.engine import build_engine
-from dpt_hpc.train.finetune import check_target
 from dpt_hpc.train.loop import Data, collect_predictions, evaluate
 from dpt_hpc.train.monitor import write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
+from dpt_hpc.train.parts import target_values
 from dpt_hpc.train.world import World
 
 
@@ -39,9 +31,12 @@ def evaluate_checkpoint(
 ) -> dict[str, float]:
     """Mean absolute errors of a checkpoint over all structures of `data`; with `out`, predictions beside them.
 
-    target: the property that a fine-tuned network predicts; None evaluates energy, forces and stress.
-    Raises DataError for elements that the network was not trained on, unless they are allowed.
+    What is compared is what the network was trained on: energy, forces and stress, noise, or its property. target: the
+    property's name in `data`, if it is another one there. Raises DataError for labels that the data do not have, for
+    elements that the network was not trained on (unless they are allowed), and for an `out` that is not empty.
     """
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise DataError(f"--out {out}: is not empty.\nName a new directory.")
     card = load_card(checkpoint)
     dataset = Dataset.open(data)
     unknown = [SYMBOLS[z] for z in dataset.elements if z not in card.elements]
@@ -52,13 +47,25 @@ def evaluate_checkpoint(
             "Use --allow-unknown-elements to see them anyway."
         )
     model = load_model(checkpoint)
-    options: dict[str, Any] = {"run_dir": str(out or ""), "data": DataOptions(path=data)}
+    options: dict[str, Any] = {"run_dir": str(out or ""), "data": {"path": data}}
+    learnt = card.trained_on["objective"]
+    if learnt["kind"] == "property":
+        learnt = {**learnt, "target": target or learnt["target"]}
+        target_values(dataset, learnt["target"])
+    elif target is not None:
+        raise DataError(
+            f"--target {target}: {find_checkpoint(checkpoint)} predicts no property; it learnt {learnt['kind']}.\n"
+            "Fine-tune it first (dpt-hpc finetune), or leave --target out."
+        )
+    options |= {"objective": learnt}
     config: PretrainConfig | FinetuneConfig
-    if target is not None:
-        check_target(dataset, target)
-        config = FinetuneConfig(objective=PropertyOptions(target=target), **options)
+    if learnt["kind"] == "property":
+        config = check_config(options, FinetuneConfig, str(checkpoint))
     else:
-        config = PretrainConfig(objective=DerivativesOptions(), **options)
+        config = check_config(options, PretrainConfig, str(checkpoint))
+    if learnt["kind"] == "derivatives" and not (dataset.has_energy | dataset.has_forces | dataset.has_stress).any():
+        raise DataError(f"{', '.join(data)}: no structure has an energy, forces or stress to compare with.")
+    target = getattr(config.objective, "target", None)
     everything = np.arange(len(dataset))
     objective = build_objective(model, config.objective, seed=0)
     engine = build_engine(
@@ -68,8 +75,7 @@ def evaluate_checkpoint(
         dataset, Split(everything, everything, everything), target, next(model.parameters()).dtype, engine.device
     )
     errors = evaluate(objective, engine, source, everything, config)
-    if target is None:
-        del errors["loss"]  # weights of a loss are a matter of training
+    del errors["loss"]  # its weights are a matter of training
     if out is not None:
         predictions = collect_predictions(objective, engine, source, everything, config)
         assert predictions is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ from typing import Any
 import torch
 
 from dpt_hpc.data.shards import Dataset
-from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import EnergyModel, ModelOptions, build_model
 from dpt_hpc.structure import SYMBOLS
-from dpt_hpc.train.checkpoint import ModelCard, find_checkpoint, load_card, load_weights
+from dpt_hpc.train.checkpoint import WEIGHTS, find_checkpoint, load_card, load_weights
 from dpt_hpc.train.config import FinetuneConfig
 from dpt_hpc.train.monitor import Monitor, write_json
-from dpt_hpc.train.pretrain import Run, describe_data, split_by
+from dpt_hpc.train.parts import make_split, target_values
+from dpt_hpc.train.run import Run
+from dpt_hpc.train.run_dir import claim_run_dir
 from dpt_hpc.train.world import World
 
 NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_images")
@@ -27,46 +31,48 @@ NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_image
 def finetune(config: FinetuneConfig, world: World, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Run every seed; returns and writes the summary, run_dir/results.json.
 
-    Each seed is a run of its own in run_dir/seed_<n>; with `resume`, finished seeds are not run again.
+    Each seed is a run of its own in run_dir/seed_<n>; with `resume`, finished seeds are not run again. Raises
+    ConfigError or DataError, before the first seed, for a directory, network or target that does not fit.
     """
-    dataset = Dataset.open(config.data.path)
-    check_target(dataset, config.objective.target)
     run_dir = Path(config.run_dir)
-    monitor = Monitor(None, quiet=quiet or world.rank > 0)
-    # All seeds are checked before the first one runs, those that an earlier call has finished too.
+    claim_run_dir(run_dir, config, resume=resume)
     runs = [Run(config, seed, run_dir / f"seed_{seed}", world, resume=resume, quiet=quiet) for seed in config.seeds]
-    if config.pretrained is not None:
-        loaded = load_pretrained(build_model(config.model), config.model, config.pretrained)
-        monitor.say(loaded.describe(config.pretrained))
-        warn_of_unknown_elements(dataset, config.pretrained, monitor)
+    dataset = Dataset.open(config.data.path)
+    target_values(dataset, config.objective.target)
+    monitor = Monitor(None, quiet=quiet or world.rank > 0)
+    checkpoint = None if config.pretrained is None else find_checkpoint(config.pretrained)
+    unknown: list[str] = []
+    if checkpoint is not None:
+        monitor.say(load_pretrained(build_model(config.model), config.model, checkpoint).describe(checkpoint))
+        known = load_card(checkpoint).elements
+        unknown = [SYMBOLS[z] for z in dataset.elements if z not in known]
+        if unknown and world.rank == 0:
+            print(f"warning: elements that {checkpoint} was not trained on: {', '.join(unknown)}", file=sys.stderr)
+    sources = {"pretrained": None if checkpoint is None else describe_checkpoint(checkpoint)}
     for run in runs:
-        if (run.run_dir / "results.json").exists():
+        if run.finished:
             continue
-        split = split_by(dataset, config.data.split, run.seed)
+        split = make_split(dataset, config.data.split, config.objective, run.seed)
         torch.manual_seed(run.seed)
         model = build_model(config.model)
-        if config.pretrained is not None:
-            load_pretrained(model, config.model, config.pretrained)
-        facts = {"datasets": describe_data(dataset, config), "target": config.objective.target}
-        card = ModelCard(config.model, tuple(dataset.elements), {**facts, "pretrained": config.pretrained})
-        run.train(dataset, split, model, card, extra={"pretrained_from": config.pretrained})
-    summary = summarise(config, dataset)
+        if checkpoint is not None:
+            load_pretrained(model, config.model, checkpoint)
+        run.train(dataset, split, model, sources)
+    summary = {**summarise(config, dataset), "elements_new_to_pretrained": unknown}
     if world.rank == 0:
         write_json(run_dir / "results.json", summary)
+    spread = f" ± {summary['std']:.2g}" if summary["std"] is not None else ""
     monitor.say(
-        f"{config.objective.target}: test MAE {summary['mean']:.4g} ± {summary['std']:.2g} {summary['unit']} "
-        f"over {len(config.seeds)} seeds | {run_dir}"
+        f"{config.objective.target}: test MAE {summary['mean']:.4g}{spread} {summary['unit']} "
+        f"over {len(config.seeds)} seed(s) | {run_dir}"
     )
     return summary
 
 
-def check_target(dataset: Dataset, target: str) -> None:
-    """Refuse a target that the dataset does not have."""
-    if target not in dataset.property_names:
-        raise DataError(
-            f"objective.target is {target!r}, but the dataset has "
-            f"{', '.join(dataset.property_names) or 'no properties'}.\nSet objective.target to one of them."
-        )
+def describe_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Where pre-trained weights came from, and their SHA-256."""
+    digest = hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest()
+    return {"checkpoint": str(checkpoint), "digest": digest}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Loaded:
     reset: tuple[str, ...]
     skipped: tuple[str, ...]
 
-    def describe(self, path: str) -> str:
+    def describe(self, path: Path) -> str:
         counts = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("loaded", "reset", "skipped"))
         lines = [f"pre-trained {path}: tensors {counts}"]
         for name in ("loaded", "reset", "skipped"):
@@ -86,7 +92,7 @@ class Loaded:
         return "\n".join(lines)
 
 
-def load_pretrained(model: EnergyModel, options: ModelOptions, path: str) -> Loaded:
+def load_pretrained(model: EnergyModel, options: ModelOptions, path: Path) -> Loaded:
     """Put all weights of a checkpoint, output layers included, into `model` (method.md, "Training").
 
     The output scaling belongs to the pre-training labels and is reset to the identity. Raises ConfigError if the
@@ -112,14 +118,6 @@ def load_pretrained(model: EnergyModel, options: ModelOptions, path: str) -> Loa
     )
 
 
-def warn_of_unknown_elements(dataset: Dataset, pretrained: str, monitor: Monitor) -> None:
-    """Say which elements the pre-trained network has never seen: their weights are the initial ones."""
-    known = load_card(pretrained).elements
-    unknown = [SYMBOLS[z] for z in dataset.elements if z not in known]
-    if unknown:
-        monitor.say(f"warning: elements that {find_checkpoint(pretrained)} was not trained on: {', '.join(unknown)}")
-
-
 def summarise(config: FinetuneConfig, dataset: Dataset) -> dict[str, Any]:
     """Test MAE of every seed, mean and sample standard deviation."""
     target = config.objective.target
@@ -137,6 +135,6 @@ def summarise(config: FinetuneConfig, dataset: Dataset) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "test_mae": errors,
         "mean": statistics.fmean(errors),
-        "std": statistics.stdev(errors) if len(errors) > 1 else 0.0,
+        "std": statistics.stdev(errors) if len(errors) > 1 else None,
         "pretrained_from": config.pretrained,
     }

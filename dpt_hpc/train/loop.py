@@ -79,6 +79,14 @@ class Trainer:
         self.step = 0
         self.best_loss = math.inf
         self.epoch_sums: Counter[str] = Counter()
+        self.epoch_seconds = 0.0
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken up to now, its earlier parts up to their last checkpoint included."""
+        return self._seconds_before + time.monotonic() - self._started
 
     @property
     def total_steps(self) -> int:
@@ -94,10 +102,11 @@ class Trainer:
         if self.step == 0:
             monitor.epoch(0, epochs, 0, {"learning_rate": self.learning_rate, "validation": self.validate()})
         while self.epoch <= epochs:
-            started = time.monotonic()
             train = self.train_epoch(monitor)
-            seconds = time.monotonic() - started
+            seconds = self.epoch_seconds
             validation = self.validate()
+            if not math.isfinite(validation["loss"]):
+                raise DivergedError(f"epoch {self.epoch}: the validation loss is {validation['loss']}.")
             self.schedule.step(train["loss"])
             improved = validation["loss"] < self.best_loss
             self.best_loss = min(self.best_loss, validation["loss"])
@@ -110,7 +119,8 @@ class Trainer:
                 "atoms_per_second": int(self.data.dataset.num_atoms[self.data.split.train].sum()) / seconds,
             }
             monitor.epoch(self.epoch, epochs, self.step, record)
-            self.epoch, self.step_in_epoch, self.epoch_sums = self.epoch + 1, 0, Counter()
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
+            self.epoch_sums, self.epoch_seconds = Counter(), 0.0
             self.save(monitor, best=improved)
 
     def train_epoch(self, monitor: Monitor) -> dict[str, float]:
@@ -122,11 +132,13 @@ class Trainer:
             sums, norm = self.train_step(step_in_epoch)
             self.epoch_sums.update(sums)
             self.step_in_epoch, self.step = step_in_epoch + 1, self.step + 1
+            seconds = time.monotonic() - started
+            self.epoch_seconds += seconds
             record = {
                 "loss": self.objective.loss_of(sums),
                 "learning_rate": self.learning_rate,
                 "grad_norm": norm,
-                "structures_per_second": sums["structures"] / (time.monotonic() - started),
+                "structures_per_second": sums["structures"] / seconds,
             }
             monitor.step(self.epoch, self.step, record)
             if every and self.step % every == 0 and self.step_in_epoch < self.sampler.steps_per_epoch:
@@ -180,6 +192,8 @@ class Trainer:
             "step": self.step,
             "best_loss": self.best_loss,
             "epoch_sums": dict(self.epoch_sums),
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": self.elapsed,
             "schedule": self.schedule.state_dict(),
             "generator": torch.get_rng_state(),
             "world_size": self.engine.world_size,
@@ -189,9 +203,10 @@ class Trainer:
             state["weights"] = self.objective.model.state_dict()
         checkpoint = save_checkpoint(self.run_dir, self.step, self.engine, self.card, self.weights(), state)
         if self.engine.rank == 0:
-            point(self.run_dir, "last", checkpoint)
+            # In this order: killed in between, the run resumes before this epoch and comes to the same best one.
             if best:
                 point(self.run_dir, "best", checkpoint)
+            point(self.run_dir, "last", checkpoint)
             prune(self.run_dir, self.config.checkpoint.keep)
         self.engine.barrier()
 
@@ -211,6 +226,7 @@ class Trainer:
         torch.set_rng_state(state["generator"])
         self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
         self.best_loss, self.epoch_sums = state["best_loss"], Counter(state["epoch_sums"])
+        self.epoch_seconds, self._seconds_before = state["epoch_seconds"], state["seconds"]
 
     def _diverged(self, indices: Indices, loss: float, norm: float) -> DivergedError:
         ids = [str(self.data.dataset.structure_ids[i]) for i in indices]

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -33,23 +34,27 @@ def describe_environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions,
-        "git": commit.stdout.strip() or None,
+        "git": _commit(),
         "host": platform.node(),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from; None for an installed one."""
+    checkout = Path(__file__).parents[2]
+    git = shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return None
+    command = [git, "describe", "--always", "--dirty"]
+    asked = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -85,7 +90,8 @@ class Monitor:
     def __init__(self, run_dir: Path | None, total_steps: int = 0, step: int = 0, *, quiet: bool = False) -> None:
         self.total_steps = total_steps
         self._started = time.monotonic()
-        self._first_step = step
+        self._first_step = max(step, 0)
+        self.run_dir = run_dir
         self._console = Console(quiet=quiet, highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -95,7 +101,7 @@ class Monitor:
             return
         from torch.utils.tensorboard import SummaryWriter  # half a second that other commands need not pay
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._log = _reopened(run_dir / "metrics.jsonl", step)
         if self._console.is_terminal and not quiet:
             columns = (
@@ -105,12 +111,17 @@ class Monitor:
                 TextColumn("{task.fields[note]}"),
             )
             self._bar = Progress(*columns, console=self._console, transient=True)
-            self._task = self._bar.add_task("training", total=total_steps, completed=step, note="")
+            self._task = self._bar.add_task("training", total=total_steps, completed=max(step, 0), note="")
             self._bar.start()
 
     def say(self, text: str) -> None:
         """A line for the user."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A line that a quiet run prints too, to stderr."""
+        if self.run_dir is not None:
+            print(f"warning: {text}", file=sys.stderr)
 
     def step(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
         """After every optimiser step."""

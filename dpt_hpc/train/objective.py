@@ -68,11 +68,11 @@ class Objective(nn.Module):
         sums: Sums = {}
         own = self.counts(batch)
         for label, (predicted, true, mask) in self.predictions(batch, epoch).items():
-            error = _absolute_error(predicted, true, mask)
-            sums[f"{label}_error"] = error.detach().double()
+            errors = _absolute_errors(predicted, true, mask)
+            sums[f"{label}_error"] = errors.detach().sum(dtype=torch.float64)
             sums[f"{label}_count"] = torch.tensor(float(own[label]), dtype=torch.float64)
             if label in self.weights:
-                loss = loss + self.weights[label] * error / max(counts[label], 1)
+                loss = loss + self.weights[label] * errors.sum() / max(counts[label], 1)
         if not loss.requires_grad and self.training:
             # A micro-batch without atoms or edges: every rank must still take part in the backward pass.
             loss = loss + sum(0.0 * p.sum() for p in self.model.parameters())
@@ -89,9 +89,9 @@ class Objective(nn.Module):
         return {"loss": self.loss_of(sums), **errors}
 
 
-def _absolute_error(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
-    error = (predicted - true).abs()
-    return (error * mask.reshape(-1, *[1] * (error.dim() - 1))).sum()
+def _absolute_errors(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
+    errors = (predicted - true).abs()
+    return errors * mask.reshape(-1, *[1] * (errors.dim() - 1))
 
 
 def _components(mask: Tensor, per_row: Tensor | int) -> int:

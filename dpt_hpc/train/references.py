@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,9 +44,16 @@ def element_references(composition: np.ndarray, energy: np.ndarray) -> np.ndarra
     return solution
 
 
-def _blocks(data: Data) -> list[Batch]:
-    train = data.split.train
-    return [data.batch(train[i : i + BLOCK]) for i in range(0, len(train), BLOCK)]
+def training_elements(data: Data) -> tuple[int, ...]:
+    """Sorted atomic numbers of the training part."""
+    found: set[int] = set()
+    for block in _blocks(data):
+        found.update(block.atomic_numbers.unique().tolist())
+    return tuple(sorted(found))
+
+
+def _blocks(data: Data) -> Iterator[Batch]:
+    return data.batches(data.split.train, BLOCK)
 
 
 def _compositions(data: Data) -> tuple[np.ndarray, np.ndarray]:

@@ -71,6 +71,14 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
     return World()
 
 
+def enter_world() -> World:
+    """`find_world`, told to this process's environment too, where torch.distributed and error messages look for it."""
+    world = find_world()
+    if world.world_size > 1:
+        os.environ.update(world.environment())
+    return world
+
+
 def _rendezvous(environment: Mapping[str, str], launcher: _Launcher) -> tuple[str, int]:
     if "MASTER_ADDR" in environment:
         return environment["MASTER_ADDR"], int(environment.get("MASTER_PORT", DEFAULT_PORT))
@@ -100,6 +108,8 @@ def _rendezvous_over_mpi(world_size: int) -> tuple[str, int]:
             mine = (socket.gethostname(), free.getsockname()[1])
     host, port = communicator.bcast(mine)
     one_node = len(set(communicator.allgather(socket.gethostname()))) == 1
+    # Only the rendezvous needs MPI. Left to the end of the process, its Finalize would wait for ranks that have failed.
+    MPI.Finalize()
     return ("127.0.0.1" if one_node else host), port
 
 

@@ -1,0 +1,74 @@
+"""Training, validation and test part of a dataset, checked against what is to be learnt before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.split import Split, split_dataset
+from dpt_hpc.errors import DataError
+from dpt_hpc.structure import SYMBOLS
+from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions, PropertyOptions, SplitOptions
+
+ObjectiveOptions = DerivativesOptions | DenoisingOptions | PropertyOptions
+
+
+def make_split(dataset: Dataset, options: SplitOptions, objective: ObjectiveOptions, seed: int) -> Split:
+    """The split that `options` describe, of the structures that `objective` can learn from.
+
+    Raises DataError if a part is empty, or lacks a label of the loss altogether: its loss would be zero.
+    """
+    usable = np.arange(len(dataset))
+    if isinstance(objective, PropertyOptions):
+        usable = np.flatnonzero(~np.isnan(target_values(dataset, objective.target)))
+    labels = dataset.groups if options.by == "group" else np.arange(len(dataset)).astype(str)
+    fractions = (options.train, options.validation, options.test)
+    split = split_dataset(labels[usable], fractions, seed if options.seed is None else options.seed)
+    split = Split(usable[split.train], usable[split.validation], usable[split.test])
+    if isinstance(objective, DerivativesOptions):
+        _check_labels(dataset, objective, split)
+    return split
+
+
+def target_values(dataset: Dataset, target: str) -> NDArray[np.float64]:
+    """(S,) values of the property to learn, NaN where missing. Raises DataError if the dataset does not have it."""
+    if target not in dataset.property_names:
+        raise DataError(
+            f"objective.target is {target!r}, but the dataset has "
+            f"{', '.join(dataset.property_names) or 'no properties'}.\nSet objective.target to one of them."
+        )
+    return dataset.property_values(target)
+
+
+def check_elements(dataset: Dataset, num_elements: int) -> None:
+    """Refuse elements beyond the network's encoding."""
+    beyond = [SYMBOLS[z] for z in dataset.elements if z > num_elements]
+    if beyond:
+        raise DataError(
+            f"model.num_elements is {num_elements}, but the dataset contains {', '.join(beyond)}.\n"
+            "Raise model.num_elements, or leave those structures out."
+        )
+
+
+def _check_labels(dataset: Dataset, objective: DerivativesOptions, split: Split) -> None:
+    present = {"energy": dataset.has_energy, "forces": dataset.has_forces, "stress": dataset.has_stress}
+    for label, has in present.items():
+        weight: Any = getattr(objective, f"{label}_weight")
+        if weight == 0:
+            continue
+        if not has.any():
+            raise DataError(
+                f"objective.{label}_weight is {weight:g}, but no structure of the dataset has {label}.\n"
+                f"Set objective.{label}_weight=0, or ingest the data with its {label}."
+            )
+        for part in ("train", "validation", "test"):
+            indices = getattr(split, part)
+            if len(indices) and not has[indices].any():
+                raise DataError(
+                    f"objective.{label}_weight is {weight:g}, but no structure of the {part} part has {label} "
+                    f"({int(has.sum())} of {len(dataset)} in the dataset have).\n"
+                    f"Set objective.{label}_weight=0, another data.split.seed, or add data with {label}."
+                )

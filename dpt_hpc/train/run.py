@@ -1,0 +1,188 @@
+"""One run: from an empty directory, or a checkpoint in it, to results.json."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.split import Split
+from dpt_hpc.models import Scaling
+from dpt_hpc.structure import SYMBOLS
+from dpt_hpc.train.checkpoint import ModelCard, load_state, load_weights
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
+from dpt_hpc.train.engine import build_engine
+from dpt_hpc.train.loop import Data, Trainer, collect_predictions, evaluate
+from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
+from dpt_hpc.train.objective import build_objective
+from dpt_hpc.train.parts import check_elements
+from dpt_hpc.train.references import fit_scaling, training_elements
+from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
+from dpt_hpc.train.world import World
+
+
+def describe_data(dataset: Dataset, config: RunConfig) -> list[dict[str, Any]]:
+    """Path, size and digest of each part, for run.json and the model card."""
+    return [
+        {"path": path, "structures": manifest.num_structures, "digest": manifest.digest}
+        for path, manifest in zip(config.data.path, dataset.manifests, strict=True)
+    ]
+
+
+class Run:
+    """A run directory that this process may write into; making one writes nothing."""
+
+    def __init__(
+        self,
+        config: PretrainConfig | FinetuneConfig,
+        seed: int,
+        run_dir: Path,
+        world: World,
+        *,
+        resume: bool,
+        quiet: bool,
+    ) -> None:
+        claim_run_dir(run_dir, config, resume=resume)
+        self.config, self.seed, self.run_dir, self.world, self.quiet = config, seed, run_dir, world, quiet
+        self.last = run_dir / "checkpoints" / "last"
+        self.resume = resume and self.last.exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier call has taken this run to the last epoch of its config."""
+        results = self.run_dir / "results.json"
+        if not results.exists():
+            return False
+        return bool(json.loads(results.read_text())["epochs"] >= self.config.training.epochs)
+
+    def train(self, dataset: Dataset, split: Split, model: Scaling, sources: dict[str, Any]) -> None:
+        """Train `model`, evaluate the best weights, write predictions and results.
+
+        sources: facts for run.json beside the dataset's; a resumed run refuses other ones.
+        """
+        config = self.config
+        check_elements(dataset, config.model.num_elements)
+        dtype = torch.float64 if config.training.precision == "float64" else torch.float32
+        model.to(dtype)
+        weights = {}
+        if self.resume:
+            weights = load_weights(self.last)
+            model.load_state_dict(load_state(self.last).get("weights", weights))
+        target = getattr(config.objective, "target", None)
+        data = Data(dataset, split, target, dtype, torch.device("cpu"))
+        if not self.resume:
+            fit_scaling(model, config.objective, data)
+        sources = {"dataset": describe_data(dataset, config), **sources}
+        if self.resume:
+            check_same_sources(self.run_dir, sources)
+        trained_on = {**sources, "objective": config.objective.model_dump(mode="json")}
+        card = ModelCard(config.model, training_elements(data), trained_on)
+
+        engine = build_engine(
+            build_objective(model, config.objective, self.seed),
+            self.world,
+            config.engine,
+            config.optimizer,
+            clip=config.training.clip_norm,
+            grad_accumulation=config.training.grad_accumulation,
+        )
+        data = Data(dataset, split, target, dtype, engine.device)
+        trainer = Trainer(engine, data, config, self.seed, self.run_dir, card)
+        if self.resume:
+            trainer.resume(self.last, weights)
+        facts = {
+            **describe_environment(),
+            "started": _now(),
+            "world_size": engine.world_size,
+            "launched_by": self.world.source,
+            "engine": type(engine).__name__,
+            "device": str(engine.device),
+            "seed": self.seed,
+            **sources,
+            "split": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        first = engine.rank == 0
+        if first:
+            facts = self._prepare(facts, dataset, split)
+        engine.barrier()
+        # Without a checkpoint nothing of an earlier log counts, not even its record of epoch 0.
+        monitor = Monitor(
+            self.run_dir if first else None,
+            trainer.total_steps,
+            trainer.step if self.resume else -1,
+            quiet=self.quiet or not first,
+        )
+        monitor.say(
+            f"{self.run_dir}: {len(split.train)} / {len(split.validation)} / {len(split.test)} structures to train, "
+            f"validate, test; {facts['parameters']} parameters; {facts['engine']} on {facts['device']}; "
+            f"{self.world.source}" + (f"; resumed at step {trainer.step}" if self.resume else "")
+        )
+        unseen = [SYMBOLS[z] for z in dataset.elements if z not in card.elements]
+        if unseen:
+            monitor.warn(f"elements outside the training part, which the network never sees: {', '.join(unseen)}")
+        try:
+            trainer.fit(monitor)
+        finally:
+            monitor.close()
+        self._conclude(trainer, facts, monitor)
+
+    def _prepare(self, facts: dict[str, Any], dataset: Dataset, split: Split) -> dict[str, Any]:
+        """Write what is known before the first step; returns `facts` with what an earlier part of the run knew."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.resume and (self.run_dir / "run.json").exists():
+            before = json.loads((self.run_dir / "run.json").read_text())
+            resumed = [*before.get("resumed", []), facts["started"]]
+            facts = {**facts, "started": before["started"], "resumed": resumed}
+        if isinstance(self.config, FinetuneConfig):  # the runs of all seeds are one run to whoever starts them
+            save_config(self.config, self.run_dir.parent / "config.yaml")
+        save_config(self.config, self.run_dir / "config.yaml")
+        write_json(self.run_dir / "run.json", facts)
+        parts = {"train": split.train, "validation": split.validation, "test": split.test}
+        write_arrays(self.run_dir / "split.npz", {k: dataset.structure_ids[v].astype(str) for k, v in parts.items()})
+        return facts
+
+    def _conclude(self, trainer: Trainer, facts: dict[str, Any], monitor: Monitor) -> None:
+        """Evaluate the best checkpoint's weights on validation and test part."""
+        engine, data = trainer.engine, trainer.data
+        best = self.run_dir / "checkpoints" / "best"
+        chosen = trainer.evaluated()
+        chosen.model.load_state_dict(load_weights(best))
+        results: dict[str, Any] = {
+            "task": self.config.task,
+            "objective": self.config.objective.model_dump(mode="json"),
+            "epochs": self.config.training.epochs,
+            "best_epoch": load_state(best)["epoch"] - 1,
+            "training_seconds": trainer.elapsed,
+        }
+        if engine.rank == 0:
+            results["validation_before"] = _first_validation(self.run_dir / "metrics.jsonl")
+        for part in ("validation", "test"):
+            indices = getattr(data.split, part)
+            if len(indices) == 0:
+                continue
+            results[part] = evaluate(chosen, engine, data, indices, self.config)
+            predictions = collect_predictions(chosen, engine, data, indices, self.config)
+            if predictions is not None:
+                write_arrays(self.run_dir / f"predictions_{part}.npz", predictions)
+        if engine.rank == 0:
+            write_json(self.run_dir / "results.json", results)
+            write_json(self.run_dir / "run.json", {**facts, "finished": _now(), "wall_seconds": trainer.elapsed})
+        part = "test" if "test" in results else "validation"
+        errors = "  ".join(f"{k} {v:.4g}" for k, v in results[part].items())
+        monitor.say(f"best epoch {results['best_epoch']} | {part} {errors} | {self.run_dir}")
+        engine.barrier()
+
+
+def _first_validation(log: Path) -> dict[str, float] | None:
+    """The validation errors before the first step, from the run's own log."""
+    records = map(json.loads, log.read_text().splitlines())
+    return next((r["validation"] for r in records if r["kind"] == "epoch" and r["epoch"] == 0), None)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

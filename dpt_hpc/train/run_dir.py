@@ -1,0 +1,87 @@
+"""Who may write into a run directory: a new run into an empty one, the same run into its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.train.config import RunConfig
+
+FREE_TO_CHANGE = ("run_dir", "training.epochs", "training.evaluation_batch_size", "checkpoint.", "engine.device")
+"""Options that may differ when a run is resumed: they do not change what has been computed so far."""
+
+SAME_ON_RESUME = ("dataset", "pretrained")
+"""Facts of run.json that a resumed run must find unchanged: what it learns from."""
+
+
+def claim_run_dir(path: Path, config: RunConfig, *, resume: bool) -> None:
+    """Refuse a directory that holds another run, or anything else. Writes nothing.
+
+    Raises ConfigError that names what differs, or says how to continue the run that is there.
+    """
+    if (path / "config.yaml").exists():
+        if not resume:
+            raise ConfigError(
+                f"run_dir {path}: already holds a run.\n"
+                "Continue it with --resume, or choose another directory with --set run_dir=DIR."
+            )
+        _check_same_options(config, path / "config.yaml")
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"run_dir {path}: is not empty, and holds no run that could be continued.\n"
+            "Choose another directory with --set run_dir=DIR."
+        )
+
+
+def check_same_sources(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to resume on other data or other pre-trained weights than the run in `path` began with."""
+    if not (path / "run.json").exists():
+        return
+    before = json.loads((path / "run.json").read_text())
+    for name in SAME_ON_RESUME:
+        if name in before and _digests(before[name]) != _digests(facts.get(name)):
+            raise ConfigError(
+                f"run {path}: its {name} has changed since it began: was {before[name]}, now {facts.get(name)}.\n"
+                "Restore it, or start a new run with --set run_dir=DIR."
+            )
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """The resolved config, every default spelled out; written and renamed."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    os.replace(temporary, path)
+
+
+def _check_same_options(config: RunConfig, path: Path) -> None:
+    before, now = _flat(yaml.safe_load(path.read_text()) or {}), _flat(config.model_dump(mode="json"))
+    changed = [
+        f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            "\n".join([f"run {path.parent}: cannot resume with other options.", *changed])
+            + "\nRestore them, or start a new run with --set run_dir=DIR."
+        )
+
+
+def _digests(sources: Any) -> Any:
+    """The part that says what the data are; a directory may be moved between two parts of a run."""
+    if isinstance(sources, Mapping):
+        return sources.get("digest")
+    return [_digests(s) for s in sources] if isinstance(sources, list) else sources
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return found
