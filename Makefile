@@ -73,12 +73,14 @@ $(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(CPP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -qq --no-build-isolation --no-deps --editable .
 	@echo "cuda=$(DPT_HPC_CUDA)" > $@
 
-bench: setup ## the benchmarks, on this machine and the sample data (STRUCTURES=FILE.xyz: on your own)
-	@test -n "$(STRUCTURES)" || $(BIN)/python benchmarks/export_sample.py build/sample.xyz
+bench: setup ## the benchmarks, on this machine and the sample data
+	@$(BIN)/python benchmarks/export_sample.py build/sample.xyz
 	@echo "== One training step: fused kernels beside plain PyTorch"
-	@$(BIN)/python benchmarks/training_step.py $(or $(STRUCTURES),build/sample.xyz) --batch 4
+	@$(BIN)/python benchmarks/training_step.py build/sample.xyz --batch 4
+	@echo "== Neighbour lists: edges per second beside pymatgen and matscipy"
+	@$(BIN)/python benchmarks/radius_graph.py --small dpt_hpc/sample/elastic.json.gz --medium build/sample.xyz --repeats 3
 	@echo "== Neighbour lists: equal to those of ASE and matscipy, edge by edge"
-	@$(BIN)/python benchmarks/radius_graph_equality.py $(or $(STRUCTURES),build/sample.xyz) --cutoffs 5
+	@$(BIN)/python benchmarks/radius_graph_equality.py build/sample.xyz --cutoffs 5
 
 lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy, clang-format
 	$(BIN)/ruff check .
