@@ -16,9 +16,13 @@ class ConfigError(DptError):
 
 
 class DataError(DptError):
-    """A structure file, a label or a shard is wrong."""
+    """A structure file, a label or a shard is wrong. structure: its place in the batch at hand, where that is known."""
 
     exit_code = 3
+
+    def __init__(self, message: str, structure: int | None = None) -> None:
+        super().__init__(message)
+        self.structure = structure
 
 
 class EnvironmentFault(DptError):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dpt_hpc.errors import DataError
 from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model, predict
-from dpt_hpc.structure import Batch, Structure
+from dpt_hpc.models.derivatives import build_graph
+from dpt_hpc.structure import MAX_ATOMIC_NUMBER, Batch, Structure
 
 STEP = 1e-5  # Å or strain: the error of a central difference is about (STEP / 0.25 Å)^2, the width of a Gaussian
 
@@ -106,6 +107,37 @@ def test_stress_is_the_finite_difference_of_the_energy_per_volume(name: str, mod
     torch.testing.assert_close(stress, stress.transpose(1, 2))
 
 
+def test_derivatives_at_the_sizes_of_the_preset_under_scaling_and_mean_pooling() -> None:
+    """8 Å, 250 neighbours of which none is cut (a cut would make the energy jump), references and a scale."""
+    torch.manual_seed(0)
+    model = build_model(CGCNNOptions(pooling="mean"))
+    assert (model.cutoff, model.max_neighbors) == (8.0, 250)
+    model.set(scale=2.7, shift=-1.3, element_references=torch.linspace(-9, 2, MAX_ATOMIC_NUMBER + 1))
+    model = model.double().eval()
+    wide = replace(TRICLINIC, positions=TRICLINIC.positions * 1.1, cell=TRICLINIC.cell * 1.1)
+    batch = batch_of([wide, SLAB])
+    graph = build_graph(model, batch)
+    assert graph.num_truncated == 0
+    assert 100 < int(graph.target_ptr.diff().max()) <= 250
+    found = predict(model, batch)
+    assert found.forces is not None
+    assert found.stress is not None
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        direction = torch.randn(batch.positions.shape, dtype=torch.float64, generator=generator)
+        up, down = (
+            energies(model, replace(batch, positions=batch.positions + sign * STEP * direction)) for sign in (1, -1)
+        )
+        along = torch.zeros_like(up).index_add(0, batch.batch, (found.forces * direction).sum(1))
+        numeric = -(up - down) / (2 * STEP)
+        assert (along - numeric).abs().max() / numeric.abs().max() < 1e-6
+        strain = torch.randn(3, 3, dtype=torch.float64, generator=generator)
+        strain = (strain + strain.T) / 2
+        up, down = (energies(model, strained(batch, sign * STEP * strain)) for sign in (1, -1))
+        numeric = (up - down) / (2 * STEP) / batch.volume
+        assert ((found.stress * strain).sum((1, 2)) - numeric).abs().max() / numeric.abs().max() < 1e-6
+
+
 def strained(batch: Batch, strain: Tensor) -> Batch:
     return replace(batch, positions=batch.positions + batch.positions @ strain, cell=batch.cell + batch.cell @ strain)
 
@@ -194,5 +226,5 @@ def test_a_structure_without_edges_has_zero_forces(model: EnergyModel) -> None:
 
 def test_stress_without_a_volume_is_refused(model: EnergyModel) -> None:
     flat = replace(batch_of([MOLECULE]), cell=torch.zeros(1, 3, 3, dtype=torch.float64))
-    with pytest.raises(DataError, match="structure 0: the cell has zero volume"):
+    with pytest.raises(DataError, match="structure 0 of the batch: the cell has zero volume"):
         predict(model, flat)

@@ -15,6 +15,19 @@ from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.radial import gaussian_basis, tabulate
 from dpt_hpc.ops import RadialBasis, RadiusGraph, cgconv
 
+LEAST = {
+    "max_neighbors": 1,
+    "max_images": 0,
+    "num_elements": 1,
+    "hidden": 1,
+    "layers": 0,
+    "gaussians": 4,
+    "readout_hidden": 1,
+    "readout_layers": 0,
+    "table_knots": 8,
+}
+"""Smallest values of the integer options."""
+
 
 @dataclass(frozen=True)
 class CGCNNOptions:
@@ -35,6 +48,8 @@ class CGCNNOptions:
     filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
     table_knots: intervals of that table
     backend: native is the fused kernels, reference the plain PyTorch twin
+
+    Raises ValueError for a value out of its range.
     """
 
     name: Literal["cgcnn"] = "cgcnn"
@@ -52,6 +67,15 @@ class CGCNNOptions:
     filters: Literal["exact", "table"] = "exact"
     table_knots: int = 512
     backend: Literal["native", "reference"] = "native"
+
+    def __post_init__(self) -> None:
+        for name in ("cutoff", "gaussian_width"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, which this module does not import
 

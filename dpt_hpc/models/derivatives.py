@@ -97,9 +97,10 @@ def _volumes(batch: Batch) -> Tensor:
     volume = batch.volume
     flat = (volume == 0).nonzero().flatten()
     if flat.numel():
-        index = int(batch.structure_index[flat[0]])
+        index = int(flat[0])
         raise DataError(
-            f"predict: stress of structure {index}: the cell has zero volume, and stress = (1/V) dE/dstrain.\n"
-            "Ask for forces only, or give the structure a cell."
+            f"predict: stress of structure {index} of the batch: the cell has zero volume, and stress is per volume.\n"
+            "Ask for forces only, or give the structure a cell.",
+            index,
         )
     return volume

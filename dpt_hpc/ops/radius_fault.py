@@ -39,22 +39,26 @@ def fault_error(fault: Fault, atom_ptr: Tensor, cells: Tensor, cutoff: float) ->
     if fault.kind == kinds.POSITIONS:
         return DataError(
             f"radius_graph: positions of {place}, atom {fault.target - first}: expected finite numbers below 1e15 Å, "
-            f"got {fault.value}.\nA model that diverged writes such positions; so does a broken file."
+            f"got {fault.value}.\nA model that diverged writes such positions; so does a broken file.",
+            fault.structure,
         )
     if fault.kind == kinds.COINCIDENT:
         return DataError(
             f"radius_graph: atoms {fault.source - first} and {fault.target - first} of {place} are {fault.value:.3g} Å "
             f"apart, expected more than {CLOSEST_ATOMS} Å.\n"
             "The direction between them is undefined, so they can have no forces.\n"
-            "Remove the duplicate atom, or leave the structure out."
+            "Remove the duplicate atom, or leave the structure out.",
+            fault.structure,
         )
     cell = cells[fault.structure].tolist()
     if fault.kind == kinds.CELL:
         return DataError(
             f"radius_graph: cell of {place}: expected periodic vectors that span a volume, got {cell}.\n"
-            "Set pbc to False on the axes that are open, or mend the cell."
+            "Set pbc to False on the axes that are open, or mend the cell.",
+            fault.structure,
         )
     return DataError(
         f"radius_graph: {place} has about {fault.value:.3g} periodic images within the cutoff of {cutoff} Å, too many "
-        f"to list.\nIts cell is {cell}: a unit other than Å, or positions far outside the cell?"
+        f"to list.\nIts cell is {cell}: a unit other than Å, or positions far outside the cell?",
+        fault.structure,
     )

@@ -86,7 +86,8 @@ def radius_graph(
         structure = int((~cells.isfinite()).flatten(1).any(1).nonzero()[0])
         raise DataError(
             f"radius_graph: cell of structure {structure} of the batch: expected finite numbers, "
-            f"got {cells[structure].tolist()}."
+            f"got {cells[structure].tolist()}.",
+            structure,
         )
     if positions.is_cuda and _C.has_cuda:
         with torch.cuda.device(positions.device):

@@ -236,7 +236,8 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
         return f"{name}.kind: {given}; expected {tags}."
     if error["type"] == "missing":
         return f"{name}: required, but not given."
-    return f"{name}: {error['msg']}; got {error['input']!r}."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}." if error["type"] == "value_error" else f"{name}: {message}; got {error['input']!r}."
 
 
 def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:

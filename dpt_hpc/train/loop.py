@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,14 +21,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dpt_hpc.data.sampler import Sampler
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
-from dpt_hpc.errors import DptError
+from dpt_hpc.errors import DataError, DptError
 from dpt_hpc.models import EnergyModel
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import ModelCard, load_state, point, prune, save_checkpoint
 from dpt_hpc.train.config import RunConfig
 from dpt_hpc.train.engine import Engine
 from dpt_hpc.train.monitor import Monitor
-from dpt_hpc.train.objective import Objective
+from dpt_hpc.train.objective import VALIDATION_EPOCH, Objective
 
 Indices = NDArray[np.int64]
 
@@ -48,6 +49,17 @@ class Data:
 
     def batch(self, indices: Indices) -> Batch:
         return self.dataset.read(indices, dtype=self.dtype, target=self.target).to(self.device)
+
+    @contextmanager
+    def naming(self, batch: Batch) -> Iterator[None]:
+        """Whatever is wrong with a structure of `batch` is told with its id: nobody else knows the order of a batch."""
+        try:
+            yield
+        except DataError as error:
+            if error.structure is None:
+                raise
+            index = int(batch.structure_index[error.structure])
+            raise DataError(f"{error}\nIn the dataset it is {self.dataset.structure_ids[index]}.") from None
 
     def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
         for start in range(0, len(indices), size):
@@ -158,7 +170,8 @@ class Trainer:
         total = zeros(self.objective)
         total["structures"] = sum(b.num_structures for b in mine)
         for i, batch in enumerate(mine):
-            loss, sums = engine.loss(batch, self.epoch, step_counts)
+            with self.data.naming(batch):
+                loss, sums = engine.loss(batch, self.epoch, step_counts)
             total.update({k: float(v) for k, v in sums.items()})
             engine.backward(loss, last=i == len(mine) - 1)
         sums_of_step = engine.sum(total)
@@ -251,7 +264,8 @@ def evaluate(objective: Objective, engine: Engine, data: Data, indices: Indices,
     mine = indices[engine.rank :: engine.world_size]
     with torch.no_grad():
         for batch in data.batches(mine, config.training.evaluation_batch_size):
-            _, sums = objective(batch, 0, counts)
+            with data.naming(batch):
+                _, sums = objective(batch, VALIDATION_EPOCH, counts)
             total.update({k: float(v) for k, v in sums.items()})
     objective.train(was_training)
     return objective.metrics_of(engine.sum(total))
@@ -275,7 +289,7 @@ def collect_predictions(
             rows = mine[start : start + size]
             batch = data.batch(indices[rows])
             found: dict[str, Tensor] = {"atomic_numbers": batch.atomic_numbers}
-            for label, (predicted, true, mask) in objective.predictions(batch, 0).items():
+            for label, (predicted, true, mask) in objective.predictions(batch, VALIDATION_EPOCH).items():
                 structure = torch.as_tensor(rows, device=mask.device)
                 if len(mask) != len(rows):
                     structure = structure.index_select(0, batch.batch)
