@@ -75,6 +75,7 @@ def ingest(
     id_key: Annotated[str | None, typer.Option(help="Field that holds a record's id.")] = None,
     group_key: Annotated[str | None, typer.Option(help="Field that names the material; else the formula.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="A label that every record must have.")] = None,
+    min_atoms: Annotated[int, typer.Option(help="Drop smaller structures; the paper drops those of one atom: 2.")] = 1,
     max_atoms: Annotated[int | None, typer.Option(help="Drop larger structures.")] = None,
     max_force: Annotated[float | None, typer.Option(help="Drop larger force components, eV/Å.")] = None,
     max_stress: Annotated[float | None, typer.Option(help="Drop larger stress components, GPa.")] = None,
@@ -82,6 +83,7 @@ def ingest(
     limit: Annotated[int | None, typer.Option(help="Stop after so many kept records of each source.")] = None,
     skip_broken: Annotated[bool, typer.Option(help="List broken records and go on, instead of refusing.")] = False,
     keep_duplicates: Annotated[bool, typer.Option(help="Keep records that repeat an earlier one.")] = False,
+    check: Annotated[bool, typer.Option(help="Compare units and signs of the labels with each other.")] = True,
     dtype: Annotated[str, typer.Option(help="Of positions, forces, stress: float64 or float32.")] = "float64",
     compression: Annotated[str | None, typer.Option(help="gzip or lzf; none reads fastest.")] = None,
 ) -> None:
@@ -106,6 +108,7 @@ def ingest(
         id_key=id_key,
         group_key=group_key,
         require=tuple(require or ()),
+        min_atoms=min_atoms,
         max_atoms=max_atoms,
         max_force=max_force,
         max_stress=max_stress,
@@ -113,6 +116,7 @@ def ingest(
         limit=limit,
         skip_broken=skip_broken,
         keep_duplicates=keep_duplicates,
+        check=check,
         dtype=_one_of("--dtype", dtype, ("float64", "float32")),
         compression=_one_of("--compression", compression, (None, "gzip", "lzf")),
     )
@@ -160,8 +164,10 @@ def finetune(
         return
     if as_json:
         print(json.dumps(summary))
-    elif not quiet and (paper := paper_reference(summary["dataset"], summary["network"], summary["pooling"])):
-        console.print(f"the paper: {', '.join(f'{k} {v:g}' for k, v in paper.items())} {summary['unit']}")
+    elif not quiet:
+        keys = ("dataset", "structures", "unit", "network", "pooling")
+        if paper := paper_reference(*(summary[key] for key in keys)):
+            console.print(f"the paper: {', '.join(f'{k} {v:g}' for k, v in paper.items())} {summary['unit']}")
 
 
 @app.command("run", hidden=True)

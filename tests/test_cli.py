@@ -70,3 +70,16 @@ def test_a_config_without_a_task_cannot_be_launched(capsys: pytest.CaptureFixtur
 def test_quickstart_overwrites_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     assert "not empty" in fails(capsys, 1, "quickstart", "--out", str(tmp_path))
+
+
+def test_ingest_takes_the_options_its_messages_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpt_hpc.data.ingest.consistency.FEWEST", 2)
+    frame = '{}\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 energy={} stress="{} 0 0 0 9 0 0 0 9"\n'
+    pairs = "".join(frame.format(2, -i, 9 + i) + "Cu 0 0 0\nCu 1.5 1.5 1.5\n" for i in range(4))
+    (tmp_path / "a.xyz").write_text(pairs + frame.format(1, -3, 9) + "Cu 0 0 0\n")
+    command = ["ingest", str(tmp_path / "a.xyz"), "--out", str(tmp_path / "out"), "--min-atoms", "2"]
+    assert "--no-check ingests it nevertheless" in fails(capsys, 3, *command)
+    run_command_line([*command, "--no-check"])
+    assert "5 records, 4 kept; 1 under 2 atoms" in capsys.readouterr().out

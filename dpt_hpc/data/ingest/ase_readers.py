@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from pymatgen.io.cif import CifParser
 from dpt_hpc.data.ingest.json_readers import structure_arrays
 from dpt_hpc.data.ingest.json_stream import open_text
 from dpt_hpc.data.ingest.options import IngestOptions
-from dpt_hpc.data.ingest.record import Broken, Record, RecordError, label_like, numeric, scalar
+from dpt_hpc.data.ingest.record import Broken, Record, RecordError, label_like, numeric, scalar, stated_units
 
 KEYS = {"energy": "energy", "forces": "forces", "stress": "stress", "virial": "virial"}
 
 
 def read_extxyz(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
-    """Extended XYZ, one frame in memory at a time."""
+    """Extended XYZ, two frames in memory at a time: one is known to be whole when a number of atoms follows it."""
     number = 0
+    last: Record | Broken | None = None
     try:
         with open_text(path) as stream:
             while header := stream.readline():
@@ -36,25 +38,41 @@ def read_extxyz(path: Path, options: IngestOptions) -> Iterator[Record | Broken]
                     continue
                 name = f"record {number}"
                 if not header.strip().isdigit():
-                    yield Broken(name, f"starts with {header.strip()[:40]!r}, expected a number of atoms")
+                    if isinstance(last, Record):
+                        last = Broken(last.name, f"announces {len(last.numbers)} atoms, but no record follows them")
+                    if last is not None:
+                        yield last
+                    found = header.strip()[:40]
+                    yield _lost(name, f"starts with {found!r}, expected a number of atoms")
                     return
                 lines = [stream.readline() for _ in range(int(header) + 1)]
+                if last is not None:
+                    yield last
+                    last = None
                 if not lines[-1]:
-                    yield Broken(name, f"the file ends within the record: {int(header)} atoms were announced")
+                    yield _lost(name, f"the file ends within the record: {int(header)} atoms were announced")
                     return
-                yield from _frame(name, header + "".join(lines), options)
+                last = _frame(name, header + "".join(lines), options)
                 number += 1
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        yield Broken(f"record {number}", f"cannot be read: {error}")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        if last is not None:
+            yield last
+        yield _lost(f"record {number}", f"cannot be read: {error}")
+        return
+    if last is not None:
+        yield last
 
 
-def _frame(name: str, text: str, options: IngestOptions) -> Iterator[Record | Broken]:
+def _lost(name: str, reason: str) -> Broken:
+    return Broken(name, f"{reason}; the rest of the file is not read", rest_lost=True)
+
+
+def _frame(name: str, text: str, options: IngestOptions) -> Record | Broken:
     try:
         (atoms,) = read_xyz(io.StringIO(text), 0)
     except Exception as error:  # ASE raises whatever the text makes its parsers raise
-        yield Broken(name, f"is no extended XYZ: {type(error).__name__}: {error}")
-        return
-    yield _guarded(name, atoms, options)
+        return Broken(name, f"is no extended XYZ: {type(error).__name__}: {error}")
+    return _guarded(name, atoms, options)
 
 
 def read_ase(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
@@ -65,7 +83,7 @@ def read_ase(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
             yield _guarded(f"record {number}", atoms, options)
             number += 1
     except Exception as error:  # its many readers raise many things
-        yield Broken(f"record {number}", f"ASE cannot read it: {type(error).__name__}: {error}")
+        yield _lost(f"record {number}", f"ASE cannot read it: {type(error).__name__}: {error}")
 
 
 def _guarded(name: str, atoms: Atoms, options: IngestOptions) -> Record | Broken:
@@ -100,6 +118,8 @@ def from_atoms(name: str, atoms: Atoms, options: IngestOptions) -> Record:
         structure_id=_text(info.get(options.id_key or "structure_id")),
         group=_text(info.get(options.group_key)) if options.group_key else "",
         ignored=ignored,
+        stated_units=stated_units(fields, keys),
+        fields=tuple(key for key, value in info.items() if value is not None),
     )
 
 

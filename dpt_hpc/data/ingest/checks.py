@@ -57,11 +57,12 @@ def not_finite(what: str, values: NDArray[np.float64]) -> str | None:
 
 
 def coincidence(record: Record) -> str | None:
-    """Two atoms, or an atom and its own image, at the same place.
+    """Two atoms, or an atom and its own image along a periodic axis, at the same place.
 
     Atoms of the same place differ by nearly a lattice vector, so rounding their fractional difference finds it.
     """
-    shortest = float(np.linalg.norm(record.cell, axis=1).min())
+    pbc = np.asarray(record.pbc, dtype=bool)
+    shortest = float(np.linalg.norm(record.cell[pbc], axis=1).min(initial=np.inf))
     if shortest < CLOSEST_ATOMS:
         return f"cell: a lattice vector is {shortest:.3g} Å long"
     inverse = np.linalg.inv(record.cell)
@@ -70,18 +71,18 @@ def coincidence(record: Record) -> str | None:
     # Sorted along the normal of one pair of cell faces, such atoms lie next to each other: O(N log N).
     axis = int(np.argmin(np.linalg.norm(inverse, axis=0)))
     height = 1 / float(np.linalg.norm(inverse[:, axis]))
-    along = (fractional[:, axis] % 1.0) * height
+    along = (fractional[:, axis] % 1.0 if pbc[axis] else fractional[:, axis]) * height
     order = np.argsort(along, kind="stable")
     ring = along[order]
     for step in range(1, n):
         gap = np.roll(ring, -step) - ring
-        gap[n - step :] += height
+        gap[n - step :] += height if pbc[axis] else np.inf
         near = np.flatnonzero(gap < CLOSEST_ATOMS)
         if not len(near):
             return None
         first, second = order[near], order[(near + step) % n]
         delta = fractional[second] - fractional[first]
-        distance = np.linalg.norm((delta - np.round(delta)) @ record.cell, axis=1)
+        distance = np.linalg.norm((delta - np.round(delta) * pbc) @ record.cell, axis=1)
         close = int(np.argmin(distance))
         if distance[close] < CLOSEST_ATOMS:
             i, j = sorted((int(first[close]), int(second[close])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,24 @@ SUFFIXES = {
     ".pkl": "mpf-pickle",
     ".pickle": "mpf-pickle",
     ".json": "json",
+    ".traj": "ase",
+    ".db": "ase",
 }
+VASP_OUTPUT = ("*OUTCAR*", "*vasprun*.xml*")
+"""Names without a telling suffix; ASE knows them too."""
 
 
 def detect_format(path: Path) -> str:
     """The format of a file, from its name and, for JSON, from its first item. Raises DataError if none fits."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    found = SUFFIXES.get(suffix, "ase")
+    found = format_of_name(path) or "ase"
     return _json_format(path) if found == "json" else found
+
+
+def format_of_name(path: Path) -> str | None:
+    """What a file's name tells: a format, "json" for any of those, or None."""
+    if any(fnmatch(path.name, pattern) for pattern in VASP_OUTPUT):
+        return "ase"
+    return SUFFIXES.get(Path(path.name.removesuffix(".gz")).suffix.lower())
 
 
 def _json_format(path: Path) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpt_hpc.data.ingest.json_stream import JsonError, stream_items
 from dpt_hpc.data.ingest.options import IngestOptions
-from dpt_hpc.data.ingest.record import Broken, Record, RecordError, label_like, numeric, scalar
+from dpt_hpc.data.ingest.record import Broken, Record, RecordError, label_like, numeric, scalar, stated_units
 from dpt_hpc.structure import SYMBOLS
 
 Json = Mapping[str, Any]
@@ -92,7 +92,7 @@ def read_pymatgen(path: Path, options: IngestOptions) -> Iterator[Record | Broke
             )
             return
     except JsonError as error:
-        yield Broken("record 0", str(error))
+        yield _lost("record 0", error)
         return
     yield from _each(path, lambda name, raw: _pymatgen(name, raw, options))
 
@@ -124,7 +124,7 @@ def read_mptrj(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
             *structure_arrays(_field(raw, "structure")),
             **labels,
             properties=_targets(raw, options.targets),
-            structure_id=name,
+            structure_id=_text(raw, options.id_key) or name,
             group=_text(raw, options.group_key) if options.group_key else "",
         )
 
@@ -137,7 +137,7 @@ def read_mptrj(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
                 name = f"{material}/{key}"
                 yield from _guarded(name, lambda name=name, raw=raw: frame(name, raw))
     except JsonError as error:
-        yield Broken("end of file", str(error))
+        yield _lost("end of file", error)
 
 
 def structure_arrays(structure: Json) -> tuple[Any, Any, Any, Any]:
@@ -180,7 +180,11 @@ def _each(path: Path, parse: Any) -> Iterator[Record | Broken]:
             name = f"record {next(numbers)}" + (f" ({key})" if key is not None else "")
             yield from _guarded(name, lambda name=name, raw=raw: parse(name, raw))
     except JsonError as error:
-        yield Broken(f"record {next(numbers)}", str(error))
+        yield _lost(f"record {next(numbers)}", error)
+
+
+def _lost(name: str, error: JsonError) -> Broken:
+    return Broken(name, f"{error}; the rest of the file is not read", rest_lost=True)
 
 
 def _guarded(name: str, parse: Any) -> Iterator[Record | Broken]:
@@ -215,7 +219,13 @@ def _labels(raw: Json, options: IngestOptions, keys: Mapping[str, str] | None = 
     unread = label_like(raw, [*names.values(), *options.targets, *(f"y_{t}" for t in options.targets)])
     if options.targets and not any(t in raw or f"y_{t}" in raw for t in options.targets):
         unread = tuple(key for key in unread if key != "y")  # read by position
-    return {**found, "ignored": unread}
+    stated = stated_units(raw, names)
+    return {
+        **found,
+        "ignored": unread,
+        "stated_units": stated,
+        "fields": tuple(k for k, v in raw.items() if v is not None),
+    }
 
 
 def _targets(raw: Json, targets: Mapping[str, str]) -> dict[str, float]:

@@ -138,10 +138,10 @@ def read_mpf_pickle(path: Path, options: IngestOptions) -> Iterator[Record | Bro
             "A pickle can run any program: do not trust this file. Convert other data to extended XYZ or JSON."
         ) from None
     except Exception as error:  # a damaged pickle raises nearly anything
-        yield Broken("the file", f"is no whole pickle: {type(error).__name__}: {error}")
+        yield Broken("the file", f"is no whole pickle: {type(error).__name__}: {error}", rest_lost=True)
         return
     if not isinstance(materials, dict):
-        yield Broken("the file", f"holds {type(materials).__name__}, expected a dict of materials")
+        yield Broken("the file", f"holds {type(materials).__name__}, expected a dict of materials", rest_lost=True)
         return
     for material, columns in materials.items():
         yield from _frames(str(material), columns)

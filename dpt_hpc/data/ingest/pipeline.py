@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,13 @@ import torch
 from dpt_hpc import __version__
 from dpt_hpc.data.ingest.checks import fault
 from dpt_hpc.data.ingest.consistency import Consistency
-from dpt_hpc.data.ingest.formats import FORMATS, SUFFIXES, detect_format, resolve_units, stress_is_stated
+from dpt_hpc.data.ingest.formats import FORMATS, detect_format, resolve_units, stress_is_stated
 from dpt_hpc.data.ingest.json_readers import stated_targets
 from dpt_hpc.data.ingest.options import IngestOptions
 from dpt_hpc.data.ingest.record import Broken, Record, RecordError
 from dpt_hpc.data.ingest.report import IngestReport, SourceReport
-from dpt_hpc.data.ingest.units import Units, convert
+from dpt_hpc.data.ingest.sources import find_sources
+from dpt_hpc.data.ingest.units import Units, contradiction, convert
 from dpt_hpc.data.manifest import sha256_of
 from dpt_hpc.data.shards import claim_directory, write_dataset
 from dpt_hpc.errors import ConfigError, DataError
@@ -50,7 +52,8 @@ def ingest(
     options = options or IngestOptions()
     out = Path(out)
     _check_options(options)
-    paths = _expand(sources)
+    found_sources = find_sources(sources)
+    paths = found_sources.paths
     if not options.targets and options.format in (None, "matdeeplearn"):
         found = [stated_targets(p) for p in paths if (options.format or detect_format(p)) == "matdeeplearn"]
         options = replace(options, targets={name: unit for targets in found for name, unit in targets.items()})
@@ -63,6 +66,8 @@ def ingest(
         for path, name, stated in zip(paths, formats, units, strict=True)
     ]
     provenance["sources"] = [{"file": r.path.name, "sha256": r.sha256} for r in reports]
+    if left_out := found_sources.left_out_line():
+        provenance["left_out"] = left_out
 
     def structures() -> Iterator[Structure]:
         intake = Intake(options)
@@ -80,7 +85,7 @@ def ingest(
         dtype=options.dtype,
         compression=options.compression,
     )
-    return IngestReport(out, reports, manifest)
+    return IngestReport(out, reports, manifest, left_out)
 
 
 def _check_options(options: IngestOptions) -> None:
@@ -104,23 +109,6 @@ def _stated(options: IngestOptions) -> dict[str, Any]:
     return {f.name: v for f in fields(options) if (v := getattr(options, f.name)) != getattr(default, f.name)}
 
 
-def _expand(sources: Sequence[str | Path]) -> list[Path]:
-    paths: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(p for p in source.iterdir() if Path(p.name.removesuffix(".gz")).suffix.lower() in SUFFIXES)
-            if not inside:
-                raise DataError(f"source {source}: a directory without {', '.join(SUFFIXES)} files.\nName the files.")
-            paths += inside
-        elif source.is_file():
-            paths.append(source)
-        else:
-            raise DataError(f"source {source}: no such file.\nCheck the path.")
-    if not paths:
-        raise DataError("ingest: no source was given.\nName at least one file.")
-    return paths
-
-
 class Intake:
     """What is remembered from record to record: ids, digests of structures, and the numbers for the unit checks.
 
@@ -140,11 +128,16 @@ class Intake:
         self.files.append(report.path.name)
         consistency = Consistency(report.path, units)
         faults: list[str] = []
+        fields: set[str] = set()
+        lost = False
         for record in FORMATS[report.format].reader(report.path, self.options):
             if progress is not None and report.records % PROGRESS_EVERY == 0:
                 progress(report)
             report.records += 1
-            if (report.records - 1) % self.options.stride:
+            lost = isinstance(record, Broken) and record.rest_lost
+            if isinstance(record, Record):
+                fields.update(record.fields)
+            if not lost and (report.records - 1) % self.options.stride:
                 report.dropped["passed over by the stride"] += 1
                 continue
             if isinstance(record, Broken) or (reason := self._prepare(record, report, units)) is not None:
@@ -169,7 +162,8 @@ class Intake:
             yield structure
             if self.options.limit is not None and report.kept >= self.options.limit:
                 break
-        self._conclude(report, faults)
+        self._conclude(report, faults, lost)
+        self._check_keys(report, fields)
         if self.options.check:
             report.checks += consistency.conclude()
 
@@ -181,6 +175,8 @@ class Intake:
                 "State them: --stress-unit eV/A^3|GPa|kbar --stress-sign tension_positive|compression_positive "
                 "(VASP's output: kbar, compression_positive)."
             )
+        if (reason := contradiction(record.stated_units, units, self.options)) is not None:
+            return reason
         try:
             convert(record, units)
         except RecordError as error:
@@ -254,7 +250,26 @@ class Intake:
             group=record.group or reduced_formula(record.numbers),
         )
 
-    def _conclude(self, report: SourceReport, faults: list[str]) -> None:
+    def _check_keys(self, report: SourceReport, fields: set[str]) -> None:
+        """Refuse a key for ids or groups that no record has."""
+        for option, key in (("--id-key", self.options.id_key), ("--group-key", self.options.group_key)):
+            if key is None or key in fields or not report.kept:
+                continue
+            alike = difflib.get_close_matches(key, fields, 1, cutoff=0.0)
+            shown = [*alike, *sorted(fields - set(alike))][:8]
+            raise DataError(
+                f"{report.path}: {option} is {key!r}, but none of its {report.records} records has such a field"
+                + (f"; they have {', '.join(shown)}{' ...' if len(fields) > len(shown) else ''}.\n" if shown else ".\n")
+                + (f"Name one that is there, or leave {option} out." if shown else f"Leave {option} out for this file.")
+            )
+
+    def _conclude(self, report: SourceReport, faults: list[str], lost: bool) -> None:
+        if lost:
+            shown = faults[-SHOWN_FAULTS:]
+            raise DataError(
+                f"{report.path}: the file cannot be read to its end:\n  " + "\n  ".join(shown) + "\n"
+                "Mend it, or get it again: --skip-broken leaves out single records, not the rest of a file."
+            )
         if faults and not self.options.skip_broken:
             more = "at least " if len(faults) == SHOWN_FAULTS else ""
             raise DataError(
@@ -285,7 +300,8 @@ def digests(record: Record) -> tuple[int, int]:
     def rounded(values: Any) -> bytes:
         return (np.round(np.asarray(values, dtype=np.float64), 5) + 0.0).tobytes()
 
-    geometry = np.asarray(record.numbers, dtype=np.int64).tobytes() + rounded(record.positions) + rounded(record.cell)
+    kinds, pbc = np.asarray(record.numbers, dtype=np.int64), np.asarray(record.pbc, dtype=bool)
+    geometry = kinds.tobytes() + pbc.tobytes() + rounded(record.positions) + rounded(record.cell)
     labels = [record.energy, record.forces, record.stress, *(record.properties[k] for k in sorted(record.properties))]
     text = b"|".join(b"" if v is None else rounded(v) for v in labels)
     return _hash(geometry), _hash(geometry + b"|" + text)

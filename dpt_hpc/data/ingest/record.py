@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LABEL_LIKE = re.compile(r"energy|force|stress|virial|^y$|^y_", re.IGNORECASE)
+UNIT_LIKE = re.compile(r"units?$", re.IGNORECASE)
 
 
 @dataclass
@@ -21,7 +22,8 @@ class Record:
     name: where it is within the file ("record 17", "mp-123/0-4"). positions (N,3), cell (3,3), pbc (3,), numbers (N,);
     energy, forces (N,3), stress (3,3) or Voigt (6,) xx yy zz yz xz xy; virial (3,3) = -V stress. properties: the named
     targets. structure_id and group are empty where the source has none. ignored: fields that look like labels but were
-    not read.
+    not read. stated_units: the units that the record itself states for energy, forces and stress, as written. fields:
+    names of the fields that may hold its id or its group.
     """
 
     name: str
@@ -37,14 +39,17 @@ class Record:
     structure_id: str = ""
     group: str = ""
     ignored: tuple[str, ...] = ()
+    stated_units: Mapping[str, str] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A record, or the rest of a file, that cannot be read, and why."""
+    """A record that cannot be read, and why; rest_lost: nor can what follows it in the file."""
 
     name: str
     reason: str
+    rest_lost: bool = False
 
 
 class RecordError(Exception):
@@ -73,4 +78,15 @@ def scalar(value: Any, what: str) -> float:
 def label_like(keys: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
     """Keys that look like labels and were not taken: what a user may have meant to be read."""
     used = set(taken)
-    return tuple(key for key in keys if key not in used and LABEL_LIKE.search(key) and not key.endswith("unit"))
+    return tuple(key for key in keys if key not in used and LABEL_LIKE.search(key) and not UNIT_LIKE.search(key))
+
+
+def stated_units(fields: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, str]:
+    """What fields such as stress_unit say of the labels that `keys` names (label -> key), if the labels are there."""
+    found = {}
+    for label, key in keys.items():
+        names = (f"{name}_unit{s}" for name in (key, label, label.removesuffix("s")) for s in ("", "s"))
+        stated = next((fields[name] for name in names if isinstance(fields.get(name), str)), None)
+        if stated is not None and fields.get(key) is not None:
+            found[label] = str(stated)
+    return found

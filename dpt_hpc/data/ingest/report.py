@@ -90,16 +90,19 @@ class SourceReport:
 
 @dataclass
 class IngestReport:
-    """All sources, and the dataset that was written."""
+    """All sources, the dataset that was written, and a line on the files of a directory that were not read."""
 
     out: Path
     sources: list[SourceReport]
     manifest: Manifest
+    left_out: str = ""
 
     def lines(self) -> list[str]:
         """For the terminal."""
         size = sum(shard.num_bytes for shard in self.manifest.shards)
         text = [line for source in self.sources for line in source.lines()]
+        if self.left_out:
+            text.append(self.left_out)
         text.append(
             f"{self.out}: {self.manifest.num_structures} structures, {self.manifest.num_atoms} atoms, "
             f"{len(self.manifest.statistics['elements'])} elements in {len(self.manifest.shards)} shard"

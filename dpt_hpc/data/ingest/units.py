@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from dpt_hpc.data.ingest.options import IngestOptions
 from dpt_hpc.data.ingest.record import Array, Record, RecordError, numeric
 from dpt_hpc.structure import GPA_PER_EV_A3
 
@@ -51,6 +54,43 @@ class Units:
         return f"energy {self.energy_unit} ({kind}), forces {self.forces_unit}, stress {self.stress_unit} ({sign})"
 
 
+def contradiction(stated: Mapping[str, str], units: Units, options: IngestOptions) -> str | None:
+    """Why the units that a record states (`Record.stated_units`) are not those it is read in, or None.
+
+    A spelling that is not known passes only if the user names the unit with an option.
+    """
+    for label, text in stated.items():
+        option, read = f"{label}_unit", getattr(units, f"{label}_unit")
+        known = {_plain(name): name for name in KNOWN[label]} | SPELLINGS[label]
+        plain, per_atom = _plain(text), False
+        if label == "energy" and plain.endswith("/atom"):
+            plain, per_atom = plain.removesuffix("/atom"), True
+        meant = known.get(plain)
+        if meant is None and getattr(options, option) is None:
+            choices = ", ".join(KNOWN[label])
+            return f"{option} says {text}, which is none of {choices}; read as {read}: state it with --{label}-unit"
+        if meant is not None and meant != read:
+            return f"{option} says {text}, read as {read}: use --{label}-unit {meant}"
+        if per_atom and units.energy_kind != "per_atom":
+            return f"{option} says {text}, read as the total energy: use --energy-kind per_atom"
+    return None
+
+
+def _plain(unit: str) -> str:
+    """A unit without the differences of spelling: eV/Å³, eV/Ang^3, ev / A**3 -> ev/a3."""
+    text = re.sub(r"[\s^*_()]", "", unit).lower().replace("³", "3").replace("å", "a")
+    return re.sub(r"angstroms?|ang", "a", text)
+
+
+KNOWN: Mapping[str, Mapping[str, float]] = {"energy": ENERGY_UNITS, "forces": FORCES_UNITS, "stress": STRESS_UNITS}
+SPELLINGS: Mapping[str, dict[str, str]] = {
+    "energy": {"hartree": "Ha", "rydberg": "Ry", "electronvolt": "eV"},
+    "forces": {"hartree/bohr": "Ha/Bohr", "rydberg/bohr": "Ry/Bohr", "ry/au": "Ry/Bohr"},
+    "stress": {"gigapascal": "GPa", "kb": "kbar", "kilobar": "kbar"},
+}
+"""Other names of the units, without the differences of spelling."""
+
+
 def convert(record: Record, units: Units) -> None:
     """Bring the labels of a record to eV, eV/Å and eV/Å³ with tension positive, in place.
 
@@ -68,7 +108,7 @@ def convert(record: Record, units: Units) -> None:
     elif record.virial is not None:
         volume = abs(float(np.linalg.det(record.cell)))
         virial = square(record.virial, "virial") * ENERGY_UNITS[units.energy_unit]
-        record.stress = -virial / volume if volume > 0 else np.full((3, 3), np.nan)
+        record.stress = -virial / volume if volume > 0 else None  # such a cell is refused
     record.virial = None
 
 
