@@ -124,13 +124,17 @@ def test_formulas() -> None:
 
 
 def test_the_papers_tables_are_the_papers() -> None:
-    assert paper_reference("jdft", "cgcnn", "add")["baseline"] == 62.6
-    assert paper_reference("phonons", "cgcnn", "add")["forces_1:500:500"] == 60.7
-    assert paper_reference("JDFT", "torchmd_et", "add")["denoise_derivative"] == 38.6
-    assert paper_reference("perovskites", "cgcnn", "mean")["forces_1:1:1"] == 0.0360
-    assert paper_reference("work_function_2d", "cgcnn", "add") == paper_reference("2d", "cgcnn", "add")
-    assert paper_reference("mine", "cgcnn", "add") == {}
-    assert paper_reference("jdft", "torchmd_et", "mean") == {}
+    jdft = ("jdft", 636, "meV/atom")
+    assert paper_reference(*jdft, "cgcnn", "add")["baseline"] == 62.6
+    assert paper_reference("phonons", 1265, "1/cm", "cgcnn", "add")["forces_1:500:500"] == 60.7
+    assert paper_reference("JDFT", 636, "meV/atom", "torchmd_et", "add")["denoise_derivative"] == 38.6
+    assert paper_reference("perovskites", 18928, "eV/cell", "cgcnn", "mean")["forces_1:1:1"] == 0.0360
+    work_function = (3814, "eV", "cgcnn", "add")
+    assert paper_reference("work_function_2d", *work_function) == paper_reference("2d", *work_function) != {}
+    assert paper_reference("mine", 636, "meV/atom", "cgcnn", "add") == {}
+    assert paper_reference(*jdft, "torchmd_et", "mean") == {}
+    assert paper_reference("jdft", 300, "meV/atom", "cgcnn", "add") == {}
+    assert paper_reference("jdft", 636, "eV", "cgcnn", "add") == {}
     for paper in SETS:
         assert look_up(paper.column, "cgcnn", "add") is not None, paper.column
         assert paper_set(paper.column) is paper

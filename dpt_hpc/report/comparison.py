@@ -15,6 +15,7 @@ from dpt_hpc.report.paper import (
     PaperReference,
     look_up,
     pretraining_row,
+    same_size,
     same_unit,
 )
 from dpt_hpc.report.runs import FineTuning, Run, find_run, load_run
@@ -170,7 +171,7 @@ def _paper(
     theirs = reference.dataset
     sizes = {sum(s.structures or 0 for s in m.runs[0].sources) or sum(m.runs[0].split.values()) for m in members}
     size = max(sizes)
-    if size and abs(size - theirs.structures) > 0.01 * theirs.structures:
+    if size and not same_size(size, theirs):
         return None, [
             f"The paper's {theirs.column} has {theirs.structures:,} structures, this dataset has {size:,}: "
             "their errors are not comparable, and the paper's are not shown."

@@ -109,11 +109,13 @@ def paper_set(dataset: str) -> PaperSet | None:
     return next((s for s in SETS if name in s.aliases), None)
 
 
-def paper_reference(dataset: str, network: str, pooling: str) -> dict[str, float]:
+def paper_reference(dataset: str, structures: int, unit: str, network: str, pooling: str) -> dict[str, float]:
     """The paper's mean test errors by pre-training ("baseline", "forces_1:500:500", ...), in the unit of its Table 1
-    (perovskites: eV per cell); {} if the paper has no such dataset (by name), network or pooling."""
+    (perovskites: eV per cell); {} if the paper has no such dataset (by name, size and unit), network or pooling."""
     found = look_up(dataset, network, pooling)
-    return dict(found.rows) if found else {}
+    if found is None or not same_size(structures, found.dataset) or not same_unit(unit, found.dataset):
+        return {}
+    return dict(found.rows)
 
 
 def look_up(dataset: str, network: str, pooling: str) -> PaperReference | None:
@@ -135,6 +137,11 @@ def same_unit(unit: str, dataset: PaperSet) -> bool:
     """Whether `unit` is the one of the paper's column; for perovskites, eV is taken as eV per cell."""
     known = UNITS.get("".join(unit.lower().split()))
     return known == dataset.unit or (dataset.unit == "eV/cell" and known == "eV")
+
+
+def same_size(structures: int, dataset: PaperSet) -> bool:
+    """Whether `structures` are the paper's set, give or take one in a hundred that a reader refused."""
+    return abs(structures - dataset.structures) <= 0.01 * dataset.structures
 
 
 def pretraining_row(objective: Mapping[str, Any]) -> str | None:

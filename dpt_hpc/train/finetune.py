@@ -128,6 +128,7 @@ def summarise(config: FinetuneConfig, dataset: Dataset) -> dict[str, Any]:
     return {
         "task": "finetune",
         "dataset": "+".join(Path(path).name for path in config.data.path),
+        "structures": len(dataset),
         "property": target,
         "unit": dataset.property_units[target],
         "network": config.model.name,
