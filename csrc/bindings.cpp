@@ -53,35 +53,38 @@ void bind_cgconv(py::module_& m, const char* suffix) {
   using Pass = void (*)(const dpt::CgconvGraph&, const dpt::RadialBasis&, const dpt::CgconvInputs<T>&,
                         const dpt::CgconvTangents<T>&, const dpt::CgconvOutputs<T>&, int);
   const auto define = [&](const char* name, Pass pass) {
-    m.def(
-        (std::string(name) + suffix).c_str(),
-        [pass](int64_t num_atoms, uintptr_t target_ptr, uintptr_t source, bool mean, bool spline, int64_t count,
-               double start, double spacing, double width, int64_t channels, uintptr_t a, uintptr_t b,
-               uintptr_t lengths, uintptr_t table, uintptr_t grad_y, uintptr_t along_a, uintptr_t along_b,
-               uintptr_t along_lengths, uintptr_t along_table, uintptr_t out_y, uintptr_t out_a, uintptr_t out_b,
-               uintptr_t out_lengths, uintptr_t out_table, int threads) {
-          pass({num_atoms, pointer<const int64_t>(target_ptr), pointer<const int64_t>(source), mean},
-               {spline, count, start, spacing, width},
-               {channels, pointer<const T>(a), pointer<const T>(b), pointer<const T>(lengths),
-                pointer<const T>(table), pointer<const T>(grad_y)},
-               {pointer<const T>(along_a), pointer<const T>(along_b), pointer<const T>(along_lengths),
-                pointer<const T>(along_table)},
-               {pointer<T>(out_y), pointer<T>(out_a), pointer<T>(out_b), pointer<T>(out_lengths),
-                pointer<T>(out_table)},
-               threads);
-        },
-        py::kw_only(), py::arg("num_atoms"), py::arg("target_ptr"), py::arg("source"), py::arg("mean"),
-        py::arg("spline"), py::arg("count"), py::arg("start"), py::arg("spacing"), py::arg("width"),
-        py::arg("channels"), py::arg("a"), py::arg("b"), py::arg("lengths"), py::arg("table"),
-        py::arg("grad_y") = 0, py::arg("along_a") = 0, py::arg("along_b") = 0, py::arg("along_lengths") = 0,
-        py::arg("along_table") = 0, py::arg("out_y") = 0, py::arg("out_a") = 0, py::arg("out_b") = 0,
-        py::arg("out_lengths") = 0, py::arg("out_table") = 0, py::arg("threads"),
-        py::call_guard<py::gil_scoped_release>());
+    m.def((std::string(name) + suffix).c_str(),
+          [pass](int64_t num_atoms, uintptr_t target_ptr, uintptr_t source, bool mean, bool spline,
+                 int64_t count, double start, double spacing, double width, int64_t channels, uintptr_t a,
+                 uintptr_t b, uintptr_t lengths, uintptr_t table, uintptr_t grad_y, uintptr_t along_a,
+                 uintptr_t along_b, uintptr_t along_lengths, uintptr_t along_table, uintptr_t out_y,
+                 uintptr_t out_a, uintptr_t out_b, uintptr_t out_lengths, uintptr_t out_table, int threads) {
+            pass({num_atoms, pointer<const int64_t>(target_ptr), pointer<const int64_t>(source), mean},
+                 {spline, count, start, spacing, width},
+                 {channels, pointer<const T>(a), pointer<const T>(b), pointer<const T>(lengths),
+                  pointer<const T>(table), pointer<const T>(grad_y)},
+                 {pointer<const T>(along_a), pointer<const T>(along_b), pointer<const T>(along_lengths),
+                  pointer<const T>(along_table)},
+                 {pointer<T>(out_y), pointer<T>(out_a), pointer<T>(out_b), pointer<T>(out_lengths),
+                  pointer<T>(out_table)},
+                 threads);
+          },
+          py::kw_only(), py::arg("num_atoms"), py::arg("target_ptr"), py::arg("source"), py::arg("mean"),
+          py::arg("spline"), py::arg("count"), py::arg("start"), py::arg("spacing"), py::arg("width"),
+          py::arg("channels"), py::arg("a"), py::arg("b"), py::arg("lengths"), py::arg("table"),
+          py::arg("grad_y") = 0, py::arg("along_a") = 0, py::arg("along_b") = 0, py::arg("along_lengths") = 0,
+          py::arg("along_table") = 0, py::arg("out_y") = 0, py::arg("out_a") = 0, py::arg("out_b") = 0,
+          py::arg("out_lengths") = 0, py::arg("out_table") = 0, py::arg("threads"),
+          py::call_guard<py::gil_scoped_release>());
   };
-  define("cgconv_forward_", [](const auto& graph, const auto& basis, const auto& in, const auto&, const auto& out,
-                               int threads) { Ops::forward(graph, basis, in, out, threads); });
-  define("cgconv_backward_", [](const auto& graph, const auto& basis, const auto& in, const auto&, const auto& out,
-                                int threads) { Ops::backward(graph, basis, in, out, threads); });
+  define("cgconv_forward_",
+         [](const auto& graph, const auto& basis, const auto& in, const auto&, const auto& out, int threads) {
+           Ops::forward(graph, basis, in, out, threads);
+         });
+  define("cgconv_backward_",
+         [](const auto& graph, const auto& basis, const auto& in, const auto&, const auto& out, int threads) {
+           Ops::backward(graph, basis, in, out, threads);
+         });
   define("cgconv_double_backward_",
          [](const auto& graph, const auto& basis, const auto& in, const auto& along, const auto& out,
             int threads) { Ops::double_backward(graph, basis, in, along, out, threads); });
