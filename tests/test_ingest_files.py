@@ -67,11 +67,6 @@ def test_extended_xyz_that_loses_its_records(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_frame_is_read_only_when_what_follows_is_one() -> None:
-    path = Path(__file__).parent / "nothing.xyz"
-    assert [type(r) for r in read_extxyz(path, SKIPPING)] == [Broken]
-
-
 def test_a_limit_stops_before_the_place_that_is_broken(tmp_path: Path) -> None:
     path = tmp_path / "a.xyz"
     path.write_text(second(TEXT, "2\nL", "1\nL"))
