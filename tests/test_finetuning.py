@@ -1,0 +1,76 @@
+"""Fine-tuning: honest about what it loads, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import Options, finetune_options
+
+from dpt_hpc.data.shards import Dataset, write_dataset
+from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.models import build_model
+from dpt_hpc.train.checkpoint import load_weights
+from dpt_hpc.train.evaluate import evaluate_checkpoint
+from dpt_hpc.train.finetune import finetune, load_pretrained
+from dpt_hpc.train.world import World
+
+
+def test_finetuning_loads_every_weight_and_says_so(
+    finished: tuple[Options, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, path = finished
+    config = finetune_options(options, tmp_path / "fine", pretrained=str(path))
+    model = build_model(config.model)
+    loaded = load_pretrained(model, config.model, path)
+    assert set(loaded.loaded) == {k for k in model.state_dict() if k.startswith("network.")}
+    assert set(loaded.reset) == {"scale", "shift", "element_references"}
+    assert all(torch.equal(model.state_dict()[k], load_weights(path)[k]) for k in loaded.loaded)
+    summary = finetune(config, World())
+    assert f"tensors {len(loaded.loaded)} loaded, 3 reset, 0 skipped" in capsys.readouterr().out
+    assert len(summary["test_mae"]) == 2
+    assert summary["mean"] == pytest.approx(np.mean(summary["test_mae"]))
+    assert summary["std"] == pytest.approx(np.std(summary["test_mae"], ddof=1))
+    assert summary["unit"] == "A^3"
+    first = tmp_path / "fine" / "seed_0"
+    predictions = np.load(first / "predictions_test.npz")
+    error = np.abs(predictions["target_pred"] - predictions["target_true"]).mean()
+    assert summary["test_mae"][0] == pytest.approx(error, rel=1e-6)
+    assert evaluate_checkpoint(str(first), config.data.path)["target_mae"] > 0
+
+
+def test_finetuning_refuses_another_network(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    options, path = finished
+    config = finetune_options(options, tmp_path / "fine", pretrained=str(path), model={"name": "cgcnn", "hidden": 20})
+    with pytest.raises(ConfigError, match=r"model\.hidden: pre-trained with 16, configured 20"):
+        finetune(config, World(), quiet=True)
+    missing = finetune_options(options, tmp_path / "fine2", pretrained=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="neither a checkpoint"):
+        finetune(missing, World(), quiet=True)
+
+
+def test_finetuning_warns_of_elements_that_the_checkpoint_does_not_know(
+    finished: tuple[Options, Path], small_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, path = finished
+    sample = Dataset.open(small_dataset)
+    with_uranium = []
+    for i in range(12):
+        structure = sample.get(i)
+        with_uranium.append(replace(structure, atomic_numbers=torch.full_like(structure.atomic_numbers, 92)))
+    write_dataset(with_uranium, tmp_path / "u", provenance={}, property_units={"volume_per_atom": "A^3"})
+    data = options["data"] | {"path": str(tmp_path / "u")}
+    config = finetune_options(options, tmp_path / "fine", pretrained=str(path), data=data, seeds=[0])
+    summary = finetune(config, World(), quiet=True)
+    assert capsys.readouterr().err.count("was not trained on: U\n") == 1
+    assert summary["elements_new_to_pretrained"] == ["U"]
+
+
+def test_a_target_that_is_not_there_is_refused(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    wrong = finetune_options(finished[0], tmp_path / "a", objective={"kind": "property", "target": "band_gap"})
+    with pytest.raises(DataError, match=r"objective\.target is 'band_gap', but the dataset has volume_per_atom"):
+        finetune(wrong, World(), quiet=True)
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,127 @@
+"""Objectives: exact for any division of a step, and their noise, signs and references are what they say."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import Options, run
+
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model
+from dpt_hpc.train.checkpoint import load_card, load_model
+from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions
+from dpt_hpc.train.objective import build_objective
+from dpt_hpc.train.references import element_references
+
+SMALL = CGCNNOptions(cutoff=4.0, hidden=8, layers=1, gaussians=8, readout_hidden=8)
+
+
+def test_micro_batches_and_ranks_change_no_gradient(small_dataset: Path) -> None:
+    """Local sums over global counts: parts of very unequal size give the gradient of the whole."""
+    dataset = Dataset.open(small_dataset)
+    torch.manual_seed(0)
+    model = build_model(SMALL).double()
+    objective = build_objective(model, DerivativesOptions(), seed=0)
+
+    def gradient(parts: list[np.ndarray]) -> list[torch.Tensor]:
+        batches = [dataset.read(p, dtype=torch.float64) for p in parts]
+        counts = {k: sum(objective.counts(b)[k] for b in batches) for k in objective.weights}
+        model.zero_grad()
+        for batch in batches:
+            objective(batch, 1, counts)[0].backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    whole = gradient([np.arange(20)])
+    nothing = np.array([], dtype=np.int64)
+    parts = gradient([np.arange(1), nothing, np.arange(1, 4), np.arange(4, 20)])
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_noise_is_fresh_in_every_epoch_and_belongs_to_its_structure(small_dataset: Path) -> None:
+    dataset = Dataset.open(small_dataset)
+    objective: Any = build_objective(build_model(SMALL).double(), DenoisingOptions(noise_scale=0.1), seed=3)
+    batch = dataset.read(np.array([4, 9, 2]), dtype=torch.float64)
+    first = objective.noise(batch, 1)
+    alone = objective.noise(dataset.read(np.array([9]), dtype=torch.float64), 1)
+    torch.testing.assert_close(first[batch.batch == 1], alone)
+    assert not torch.equal(first, objective.noise(batch, 2))
+    many = objective.noise(dataset.read(np.arange(48), dtype=torch.float64), 1)
+    assert float(many.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_denoising_signs_are_opposite(small_dataset: Path) -> None:
+    batch = Dataset.open(small_dataset).read(np.arange(4), dtype=torch.float64)
+    model = build_model(SMALL).double()
+    for sign in ("paper", "physical"):
+        objective: Any = build_objective(model, DenoisingOptions(sign=sign), seed=3)
+        predicted, target, _ = objective.predictions(batch, 1)["noise"]
+        noise = objective.noise(batch, 1)
+        assert torch.equal(target, noise if sign == "paper" else -noise)
+        assert predicted.shape == noise.shape
+
+
+def test_denoising_trains(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    """The noise of the training part is predicted better than by predicting none, and better than before."""
+    options = finished[0]
+    path = run(
+        options,
+        tmp_path / "denoise",
+        objective={"kind": "derivative_denoising"},
+        training={"epochs": 12, "batch_size": 4},
+        checkpoint={},
+    )
+    results = json.loads((path / "results.json").read_text())
+    dataset = Dataset.open(options["data"]["path"])
+    train = np.flatnonzero(np.isin(dataset.structure_ids.astype(str), np.load(path / "split.npz")["train"]))
+
+    def noise_mae(model: EnergyModel) -> tuple[float, float]:
+        """Of the model, and of predicting no noise; in eval mode the noise is one that is never trained on."""
+        objective = build_objective(model, DenoisingOptions(), seed=options["seed"]).eval()
+        predicted, true, _ = objective.predictions(dataset.read(train), epoch=1)["noise"]
+        return float((predicted - true).abs().mean()), float(true.abs().mean())
+
+    torch.manual_seed(options["seed"])
+    before, _ = noise_mae(build_model(load_card(path).options))
+    trained, nothing = noise_mae(load_model(path / "checkpoints" / "last"))
+    assert trained < 0.9 * nothing
+    assert trained < 0.9 * before
+    assert results["validation"]["noise_mae"] < results["validation_before"]["noise_mae"]
+    assert results["test"]["noise_mae"] > 0
+
+
+def test_sums_of_parts_are_the_metrics_of_the_whole(small_dataset: Path) -> None:
+    dataset = Dataset.open(small_dataset)
+    objective = build_objective(build_model(SMALL), DerivativesOptions(), seed=0).eval()
+    ones = dict.fromkeys(objective.weights, 1.0)
+
+    def metrics(parts: list[np.ndarray]) -> dict[str, float]:
+        total: Counter[str] = Counter()
+        for part in parts:
+            _, sums = objective(dataset.read(part), 0, ones)
+            total.update({k: float(v) for k, v in sums.items()})
+        return objective.metrics_of(total)
+
+    whole = metrics([np.arange(30)])
+    assert whole.keys() == {"loss", "energy_mae", "energy_per_atom_mae", "forces_mae", "stress_mae"}
+    assert metrics([np.arange(1), np.arange(1, 30)]) == pytest.approx(whole, rel=1e-5)
+
+
+def test_element_references_are_the_least_squares_solution() -> None:
+    generator = np.random.default_rng(0)
+    composition = np.zeros((40, 119))
+    composition[:, [3, 8, 22]] = generator.integers(0, 5, size=(40, 3))
+    true = np.zeros(119)
+    true[[3, 8, 22]] = [-1.9, -4.9, -7.8]
+    found = element_references(composition, composition @ true)
+    np.testing.assert_allclose(found, true, atol=1e-10)
+    # Elements that only occur together: the least-norm solution, which still reproduces the energies.
+    together = np.zeros((5, 119))
+    together[:, [11, 17]] = np.arange(1, 6)[:, None]
+    np.testing.assert_allclose(element_references(together, together.sum(1) * -3.0)[[11, 17]], -3.0, atol=1e-10)

@@ -1,0 +1,122 @@
+"""A run goes on where it stood, bit for bit, whatever ended it; and never on top of another one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from runs import FALLING, Options, of_steps, records, run, same_weights
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.train import checkpoint
+from dpt_hpc.train.checkpoint import find_checkpoint, load_weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_kill_and_resume_equals_uninterrupted_bit_for_bit(
+    finished: tuple[Options, Path], tmp_path: Path, ema_decay: float | None
+) -> None:
+    options = deepcopy(finished[0]) | {"schedule": FALLING}
+    options["training"] |= {"epochs": 8, "ema_decay": ema_decay}
+    whole = run(options, tmp_path / "whole")
+    broken = tmp_path / "broken"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options | {"task": "pretrain", "run_dir": str(broken)}))
+    command = [sys.executable, "-m", "dpt_hpc", "pretrain", str(tmp_path / "config.yaml"), "--quiet"]
+    with subprocess.Popen(command) as process:
+        # Step 12 is in the middle of the third epoch, after the learning rate has fallen once.
+        while process.poll() is None and not any(
+            int(path.name[5:]) >= 12 for path in (broken / "checkpoints").glob("step_*")
+        ):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    killed_at = int((broken / "checkpoints" / "last").resolve().name[5:])
+    assert 10 <= killed_at < 40
+    subprocess.run([*command, "--resume"], check=True)
+    for name in ("last", "best"):
+        a, b = load_weights(whole / "checkpoints" / name), load_weights(broken / "checkpoints" / name)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    for name in ("step", "loss", "learning_rate", "grad_norm"):
+        assert of_steps(whole, name) == of_steps(broken, name), name
+    rates = of_steps(broken, "learning_rate")
+    assert rates[0] == 0.002
+    assert rates[10] == 0.001
+    assert rates[-1] < 1e-4
+    assert [r["validation"] for r in records(whole, "epoch")] == [r["validation"] for r in records(broken, "epoch")]
+
+
+def test_resume_refuses_other_options_and_other_directories(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    options, path = finished
+    with pytest.raises(ConfigError, match=r"already holds a run.*\n.*--resume"):
+        run(options, path)
+    changed = options | {"optimizer": {"learning_rate": 1e-3}}
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: was 0\.002, now 0\.001"):
+        run(changed, path, resume=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"run_dir .*: is not empty, and holds no run.*\n.*--set run_dir=DIR"):
+            run(options, tmp_path, resume=resume)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
+
+
+def test_a_checkpoint_directory_is_whole_or_absent(finished: tuple[Options, Path]) -> None:
+    _, path = finished
+    directory = path / "checkpoints"
+    assert not list(directory.glob(".partial*"))
+    assert find_checkpoint(path) == (directory / "best").resolve()
+    steps = sorted(p.name for p in directory.glob("step_*"))
+    assert (directory / "last").resolve().name == steps[-1] == "step_00000015"
+    assert len(steps) <= 3  # two latest, and the best
+
+
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint_as_it_was(
+    finished: tuple[Options, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = deepcopy(finished[0])
+    options["training"]["epochs"] = 4
+    whole = run(options, tmp_path / "whole")
+    path = Path(shutil.copytree(finished[1], tmp_path / "interrupted", symlinks=True))
+    directory = path / "checkpoints"
+    files = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    links = {name: os.readlink(directory / name) for name in ("last", "best")}
+    save, export = torch.save, checkpoint.export_model
+    for full_at in ("model.safetensors", "state.pt", "optimizer.pt"):
+
+        def write(content: Any, out: Path, *, full_at: str = full_at) -> None:
+            save(content, out)
+            if out.name == full_at:
+                out.write_bytes(out.read_bytes()[:100])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+
+        def write_model(out: Path, *rest: Any, full_at: str = full_at) -> None:
+            if full_at == "model.safetensors":
+                (out / full_at).write_bytes(b"half")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+            export(out, *rest)
+
+        monkeypatch.setattr(torch, "save", write)
+        monkeypatch.setattr(checkpoint, "export_model", write_model)
+        with pytest.raises(OSError, match="No space left on device"):
+            run(options, path, resume=True)
+        assert list(directory.glob(".partial_*")), full_at
+        assert {p: p.read_bytes() for p in files} == files, full_at
+        assert {name: os.readlink(directory / name) for name in links} == links, full_at
+        assert len(list(directory.glob("step_*"))) == len({p.parent for p in files}), full_at
+    monkeypatch.undo()
+    (directory / ".partial_00000003").mkdir()  # of an earlier process that was killed while saving
+    run(options, path, resume=True)
+    assert not list(directory.glob(".partial_*"))
+    same_weights(path, whole)
