@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from runs import Options, finetune_options
+from safetensors.torch import save_file
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import build_model
-from dpt_hpc.train.checkpoint import load_weights
+from dpt_hpc.train.checkpoint import find_checkpoint, load_weights
 from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import finetune, load_pretrained
 from dpt_hpc.train.world import World
@@ -74,3 +76,43 @@ def test_a_target_that_is_not_there_is_refused(finished: tuple[Options, Path], t
     with pytest.raises(DataError, match=r"objective\.target is 'band_gap', but the dataset has volume_per_atom"):
         finetune(wrong, World(), quiet=True)
     assert not (tmp_path / "a").exists()
+
+
+def test_fine_tuning_resumes_its_unfinished_seeds_from_the_same_weights(
+    finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    options, path = finished
+    pretrained = Path(shutil.copytree(path, tmp_path / "pretrained", symlinks=True))
+    config = finetune_options(options, tmp_path / "fine", pretrained=str(pretrained))
+    whole = finetune(config, World(), quiet=True)
+    first, second = (tmp_path / "fine" / f"seed_{seed}" for seed in (0, 1))
+    shutil.rmtree(second)  # as if the job had been killed before it
+    untouched = (first / "run.json").read_bytes()
+    assert finetune(config, World(), resume=True, quiet=True) == whole
+    assert (first / "run.json").read_bytes() == untouched
+    weights = load_weights(pretrained)
+    save_file({k: v * 2 for k, v in weights.items()}, find_checkpoint(pretrained) / "model.safetensors")
+    longer = finetune_options(
+        options, tmp_path / "fine", pretrained=str(pretrained), training=options["training"] | {"epochs": 2}
+    )
+    with pytest.raises(ConfigError, match="its pretrained has changed since it began"):
+        finetune(longer, World(), resume=True, quiet=True)
+
+
+def test_evaluation_compares_what_the_network_has_learnt(
+    finished: tuple[Options, Path], small_dataset: Path, tmp_path: Path
+) -> None:
+    options, path = finished
+    data = (str(small_dataset),)
+    with pytest.raises(DataError, match=r"--target volume_per_atom: .* predicts no property; it learnt derivatives"):
+        evaluate_checkpoint(str(path), data, target="volume_per_atom")
+    assert evaluate_checkpoint(str(path), data, out=tmp_path / "errors").keys() == {
+        "energy_mae", "energy_per_atom_mae", "forces_mae", "stress_mae",
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"--out .*errors: is not empty"):
+        evaluate_checkpoint(str(path), data, out=tmp_path / "errors")
+    finetune(finetune_options(options, tmp_path / "fine", seeds=[0]), World(), quiet=True)
+    tuned = str(tmp_path / "fine" / "seed_0")
+    assert evaluate_checkpoint(tuned, data).keys() == {"target_mae"}
+    with pytest.raises(DataError, match=r"objective\.target is 'gap', but the dataset has volume_per_atom"):
+        evaluate_checkpoint(tuned, data, target="gap")

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import FALLING, Options, of_steps, records, run, same_weights
+from runs import FALLING, Options, of_steps, records, run, same_weights, small_options
 
+from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train import checkpoint
 from dpt_hpc.train.checkpoint import find_checkpoint, load_weights
@@ -70,6 +71,21 @@ def test_resume_refuses_other_options_and_other_directories(finished: tuple[Opti
         with pytest.raises(ConfigError, match=r"run_dir .*: is not empty, and holds no run.*\n.*--set run_dir=DIR"):
             run(options, tmp_path, resume=resume)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
+
+
+def test_resume_refuses_other_data_under_the_same_name(small_dataset: Path, tmp_path: Path) -> None:
+    dataset = Path(shutil.copytree(small_dataset, tmp_path / "data"))
+    options = small_options(dataset)
+    options["training"]["epochs"] = 1
+    path = run(options, tmp_path / "run")
+    before = (path / "run.json").read_text()
+    sample = Dataset.open(small_dataset)
+    shutil.rmtree(dataset)
+    write_dataset([sample.get(i) for i in range(40)], dataset, provenance={}, property_units={"volume_per_atom": "A^3"})
+    options["training"]["epochs"] = 2
+    with pytest.raises(ConfigError, match=r"its dataset has changed since it began.*\n.*--set run_dir=DIR"):
+        run(options, path, resume=True)
+    assert (path / "run.json").read_text() == before
 
 
 def test_a_checkpoint_directory_is_whole_or_absent(finished: tuple[Options, Path]) -> None:
