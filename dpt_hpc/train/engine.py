@@ -95,6 +95,11 @@ class TorchEngine(Engine):
         loss.backward()
 
     def step(self) -> float:
+        # A weight that the loss does not reach (the output's bias, where only forces are learnt) decays all the same:
+        # DeepSpeed gives it a gradient of zero, and both engines must take the same steps.
+        for parameter in self.objective.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip or float("inf"))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

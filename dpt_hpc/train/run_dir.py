@@ -13,8 +13,9 @@ import yaml
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.config import RunConfig
 
-FREE_TO_CHANGE = ("run_dir", "training.epochs", "training.evaluation_batch_size", "checkpoint.", "engine.device")
-"""Options that may differ when a run is resumed: they do not change what has been computed so far."""
+FREE_TO_CHANGE = ("run_dir", "data.path", "training.epochs", "training.evaluation_batch_size", "checkpoint.", "engine.device")
+"""Options that may differ when a run is resumed: they do not change what has been computed so far. (A dataset may be
+moved; that it is the same one is checked by its digest.)"""
 
 SAME_ON_RESUME = ("dataset", "pretrained")
 """Facts of run.json that a resumed run must find unchanged: what it learns from."""
@@ -74,7 +75,7 @@ def _check_same_options(config: RunConfig, path: Path) -> None:
 
 
 def _digests(sources: Any) -> Any:
-    """The part that says what the data are; a directory may be moved between two parts of a run."""
+    """The part that says what the data are, wherever they lie."""
     if isinstance(sources, Mapping):
         return sources.get("digest")
     return [_digests(s) for s in sources] if isinstance(sources, list) else sources
