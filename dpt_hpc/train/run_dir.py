@@ -13,7 +13,14 @@ import yaml
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.config import RunConfig
 
-FREE_TO_CHANGE = ("run_dir", "data.path", "training.epochs", "training.evaluation_batch_size", "checkpoint.", "engine.device")
+FREE_TO_CHANGE = (
+    "run_dir",
+    "data.path",
+    "training.epochs",
+    "training.evaluation_batch_size",
+    "checkpoint.",
+    "engine.device",
+)
 """Options that may differ when a run is resumed: they do not change what has been computed so far. (A dataset may be
 moved; that it is the same one is checked by its digest.)"""
 
