@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import Options, run, small_options
+from small_runs import Options, run, small_options
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.quickstart import PACKAGE

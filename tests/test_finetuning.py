@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import Options, finetune_options
 from safetensors.torch import save_file
+from small_runs import Options, finetune_options
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.errors import ConfigError, DataError

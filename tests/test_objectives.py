@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import Options, run
+from small_runs import Options, run
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from runs import FALLING, Options, finetune_options, of_steps, records, run, same_weights
+from small_runs import FALLING, Options, finetune_options, of_steps, records, run, same_weights
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import DptError

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import FALLING, Options, of_steps, records, run, same_weights, small_options
+from small_runs import FALLING, Options, of_steps, records, run, same_weights, small_options
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.errors import ConfigError

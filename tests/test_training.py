@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import Options, of_steps, records, run, same_weights
+from small_runs import Options, of_steps, records, run, same_weights
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.errors import DataError
