@@ -21,8 +21,11 @@ def configs() -> Path:
 def run_quickstart(out: Path, say: Callable[[str], None], run: Callable[[Sequence[str]], None]) -> None:
     """Run the four verbs. say prints a line, run executes one command line.
 
-    Raises ConfigError if `out` already holds something.
+    A finished quickstart in `out` is shown, not repeated. Raises ConfigError if `out` holds anything else.
     """
+    if (out / "report.html").exists():
+        say(f"Already done: look at {out / 'report.html'} in a browser. To run it again, remove {out}.")
+        return
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: not empty.\nRemove it, or choose another directory with --out DIR.")
     sample, presets = PACKAGE / "sample", configs() / "quickstart"

@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import Options, run, small_options
 
 from dpt_hpc.data.shards import Dataset, write_dataset
 from dpt_hpc.quickstart import PACKAGE
+
+# The tests are small: more threads gain nothing, and on a shared machine they wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

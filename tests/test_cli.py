@@ -70,6 +70,9 @@ def test_a_config_without_a_task_cannot_be_launched(capsys: pytest.CaptureFixtur
 def test_quickstart_overwrites_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     assert "not empty" in fails(capsys, 1, "quickstart", "--out", str(tmp_path))
+    (tmp_path / "report.html").touch()
+    run_command_line(["quickstart", "--out", str(tmp_path)])
+    assert "Already done" in capsys.readouterr().out
 
 
 def test_ingest_takes_the_options_its_messages_name(
