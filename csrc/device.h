@@ -1,6 +1,6 @@
-// What the .cu files need of CUDA, in one place: launches, and warps of 32 lanes. Without nvcc the tests put
-// their emulation of the same names in place of it (tests/emulation), so that every kernel also runs as host
-// C++.
+// What the .cu files need of CUDA, in one place: launches, shared memory, and warps of 32 lanes. Without nvcc
+// the tests put their emulation of the same names in place of it (tests/emulation), so that every kernel also
+// runs as host C++.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,36 @@
 
 namespace dpt {
 
-// kernel<<<blocks, threads, 0, stream>>>(arguments...); an empty grid is no launch.
+// The blocks of a launch, and the bytes of shared memory that each of them has.
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes = 0;
+};
+
+// kernel<<<grid>>>(arguments...) on the stream; an empty grid is no launch.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
-            Arguments... arguments) {
-  if (blocks == 0) return;
-  if (blocks > 0x7fffffff) throw std::runtime_error("CUDA: more blocks than a grid can have");
-  kernel<<<dim3(unsigned(blocks)), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
+void launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, Arguments... arguments) {
+  constexpr int64_t kWithoutAsking = 48 * 1024;
+  if (grid.blocks == 0) return;
+  if (grid.blocks > 0x7fffffff) throw std::runtime_error("CUDA: more blocks than a grid can have");
+  cudaError_t error = cudaSuccess;
+  if (grid.shared_bytes > kWithoutAsking)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
+  if (error == cudaSuccess) {
+    kernel<<<dim3(unsigned(grid.blocks)), grid.threads, size_t(grid.shared_bytes),
+             static_cast<cudaStream_t>(stream)>>>(arguments...);
+    error = cudaGetLastError();
+  }
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("CUDA launch: ") + cudaGetErrorString(error));
+}
+
+// The shared memory of this block.
+template <class T>
+__device__ T* shared_memory() {
+  extern __shared__ double shared_bytes_of_the_block[];
+  return reinterpret_cast<T*>(shared_bytes_of_the_block);
 }
 
 }  // namespace dpt
@@ -36,6 +56,12 @@ namespace dpt {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
+            Arguments... arguments) {
+  launch(kernel, Grid{blocks, threads}, stream, arguments...);
+}
 
 __device__ inline int lane_id() {
   return int(threadIdx.x) % kWarp;

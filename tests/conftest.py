@@ -1,10 +1,12 @@
-"""The dataset and the run that several test files share."""
+"""What several test files share: the dataset, the run, and the emulated CUDA kernels."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
+import emulated as emulation
 import pytest
 import torch
 from small_runs import Options, run, small_options
@@ -36,3 +38,9 @@ def finished(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """The options of a small pre-training run, and its directory. Read it; do not write there."""
     options = small_options(small_dataset)
     return options, run(options, tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="session")
+def emulated() -> ModuleType:
+    """The CUDA kernels, compiled as host C++: they take tensors of the CPU."""
+    return emulation.load()

@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-import pybind11
 import pytest
 import torch
+from emulated import COMPILER, EMULATION, FLAGS, OWN, run_with_address_sanitizer
 from systems import FCC, NASTY, batch_of, random_system, supercell, system
 from torch import Tensor
 
 from dpt_hpc.errors import DataError
 from dpt_hpc.ops import RadiusGraph, radius_graph
 from dpt_hpc.ops.radius_graph_cuda import find_edges
-
-ROOT = Path(__file__).resolve().parents[1]
-EMULATION = ROOT / "tests" / "emulation"
-SANITIZED = "DPT_HPC_EMULATED_WITH_ADDRESS_SANITIZER"
-FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
-
-
-def build(sanitizers: str) -> Path:
-    """The emulated module, compiled once per state of its sources."""
-    sources = [*sorted((ROOT / "csrc").glob("*")), *sorted(EMULATION.glob("*"))]
-    digest = hashlib.sha256(b"".join(s.read_bytes() for s in sources) + sanitizers.encode())
-    folder = ROOT / "build" / "emulation" / digest.hexdigest()[:16]
-    out = folder / "emulated.so"
-    if out.exists():
-        return out
-    folder.mkdir(parents=True, exist_ok=True)
-    system = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
-    own = [f"-I{path}" for path in (ROOT / "csrc", EMULATION)]
-    sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined"]
-    compile_ = [os.environ.get("CXX", "g++"), *FLAGS, *own]
-    kernels, module, partial = (folder / f"{name}.{os.getpid()}" for name in ("kernels.o", "module.o", "emulated.so"))
-    for command in (
-        [*compile_, "-O1", "-ffp-contract=off", *sanitize, "-c", str(EMULATION / "kernels.cpp"), "-o", str(kernels)],
-        [*compile_, "-O0", *system, "-c", str(EMULATION / "module.cpp"), "-o", str(module)],
-        [*compile_[:1], *sanitize, "-shared", str(kernels), str(module), "-o", str(partial)],
-    ):
-        subprocess.run(command, check=True)
-    partial.rename(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def emulated() -> ModuleType:
-    path = build("undefined,address" if os.environ.get(SANITIZED) else "undefined")
-    spec = importlib.util.spec_from_file_location("emulated", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def emulated_graph(
@@ -127,9 +82,8 @@ def test_too_many_images(emulated: ModuleType) -> None:
 
 def test_the_emulation_refuses_what_a_gpu_would_get_wrong(tmp_path: Path) -> None:
     program = tmp_path / "divergence"
-    own = [f"-I{path}" for path in (ROOT / "csrc", EMULATION)]
     source = str(EMULATION / "divergence.cpp")
-    subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, *own, source, "-o", str(program)], check=True)
+    subprocess.run([COMPILER, *FLAGS, *OWN, source, "-o", str(program)], check=True)
     for kernel, complaint in ("0", "have left"), ("1", "different warp calls"), ("2", "deadlock"), ("right", ""):
         run = subprocess.run([program, kernel], capture_output=True, text=True)
         assert (run.returncode == 0) == (kernel == "right"), run.stderr
@@ -144,16 +98,4 @@ def test_several_blocks_of_one_crystal(emulated: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_no_address_is_wrong() -> None:
-    """These tests once more, in a process that the address sanitizer watches."""
-    if os.environ.get(SANITIZED):
-        pytest.skip("this is that process")
-    compiler = os.environ.get("CXX", "g++")
-    library = subprocess.run([compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
-    environment = os.environ | {
-        SANITIZED: "1",
-        "LD_PRELOAD": library.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run_with_address_sanitizer(__file__)

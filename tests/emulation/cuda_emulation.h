@@ -40,6 +40,7 @@ struct Index3 {
 namespace emulation {
 
 constexpr int kLanes = 32;
+constexpr int64_t kMostShared = 160 * 1024;  // of an A100's block
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kStack = 128 * 1024;
 #else
@@ -76,6 +77,7 @@ struct Block {
   const void* scheduler_bottom = nullptr;
   size_t scheduler_size = 0;
   Fiber* current = nullptr;
+  std::unique_ptr<char[]> shared;
   std::mt19937 random{12345};
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -122,6 +124,12 @@ inline Index3& block_index() {
 inline Index3& block_size() {
   static Index3 size;
   return size;
+}
+
+// Changes the order in which the threads run: no result may depend on it.
+inline unsigned& seed() {
+  static unsigned value = 0;
+  return value;
 }
 
 // Stacks are used again by the next block.
@@ -286,21 +294,35 @@ T atomicMax(T* address, T value) {
 
 namespace dpt {
 
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes = 0;
+};
+
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void*, Arguments... arguments) {
-  if (threads < 1 || threads > 1024) {
-    std::fprintf(stderr, "emulation: %d threads in a block\n", threads);
+void launch(void (*kernel)(Parameters...), const Grid& grid, void*, Arguments... arguments) {
+  if (grid.threads < 1 || grid.threads > 1024 || grid.shared_bytes > emulation::kMostShared) {
+    std::fprintf(stderr, "emulation: %d threads and %lld bytes of shared memory in a block\n", grid.threads,
+                 static_cast<long long>(grid.shared_bytes));
     std::abort();
   }
-  emulation::block_size().x = unsigned(threads);
-  for (int64_t b = 0; b < blocks; ++b) {
+  emulation::block_size().x = unsigned(grid.threads);
+  for (int64_t b = 0; b < grid.blocks; ++b) {
     emulation::Block block;
-    block.random.seed(unsigned(b));
+    block.random.seed(unsigned(b) + emulation::seed());
+    block.shared.reset(new char[size_t(grid.shared_bytes)]);
+    std::memset(block.shared.get(), 0xff, size_t(grid.shared_bytes));
     block.body = [&] { kernel(arguments...); };
     emulation::block() = &block;
     emulation::block_index().x = unsigned(b);
-    block.run(unsigned(threads));
+    block.run(unsigned(grid.threads));
   }
+}
+
+template <class T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(emulation::block()->shared.get());
 }
 
 }  // namespace dpt

@@ -1,0 +1,81 @@
+"""The CUDA kernels as host C++: the module that tests/emulation makes of them, and the second run of a test file with
+the address sanitizer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EMULATION = ROOT / "tests" / "emulation"
+SANITIZED = "DPT_HPC_EMULATED_WITH_ADDRESS_SANITIZER"
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
+OWN = [f"-I{path}" for path in (ROOT / "csrc", EMULATION)]
+
+
+def build(sanitizers: str) -> Path:
+    """The emulated module, compiled once per state of its sources; an object per .cu file, so that a change of one
+    compiles one."""
+    headers = [*sorted((ROOT / "csrc").glob("*.h")), *sorted(EMULATION.glob("*.h"))]
+    sources = [*sorted((ROOT / "csrc").glob("*.cu")), EMULATION / "module.cpp"]
+    sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined"]
+    system = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+    folder = ROOT / "build" / "emulation"
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = hashlib.sha256(b"".join(h.read_bytes() for h in headers) + sanitizers.encode())
+
+    objects = []
+    for source in sources:
+        digest = shared.copy()
+        digest.update(source.read_bytes())
+        out = folder / f"{source.stem}.{digest.hexdigest()[:16]}.o"
+        flags = ["-O0", *system] if source.suffix == ".cpp" else ["-O1", "-ffp-contract=off", *sanitize]
+        _make(out, [COMPILER, *FLAGS, *OWN, *flags, "-x", "c++", "-c", str(source)])
+        objects.append(out)
+    name = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
+    out = folder / name / "emulated.so"
+    out.parent.mkdir(exist_ok=True)
+    _make(out, [COMPILER, *sanitize, "-shared", *map(str, objects)])
+    return out
+
+
+def _make(out: Path, command: list[str]) -> None:
+    if not out.exists():
+        partial = out.with_name(f"{out.name}.{os.getpid()}")
+        subprocess.run([*command, "-o", str(partial)], check=True)
+        partial.rename(out)
+
+
+def load() -> ModuleType:
+    path = build("undefined,address" if os.environ.get(SANITIZED) else "undefined")
+    spec = importlib.util.spec_from_file_location("emulated", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_with_address_sanitizer(test_file: str) -> None:
+    """The tests of a file once more, in a process that the address sanitizer watches."""
+    if os.environ.get(SANITIZED):
+        pytest.skip("this is that process")
+    library = subprocess.run([COMPILER, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    environment = os.environ | {
+        SANITIZED: "1",
+        "LD_PRELOAD": library.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test_file]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,2 +1,0 @@
-// Every CUDA kernel as host C++.
-#include "radius_graph.cu"
