@@ -3,7 +3,8 @@
 Each has a native kernel (C++, dpt_hpc._C) and a slow plain twin in `dpt_hpc.ops.reference`, the oracle of the tests.
 """
 
-from dpt_hpc.ops.messages import cgconv, inner_derivative
+from dpt_hpc.ops.autograd import inner_derivative
+from dpt_hpc.ops.messages import cgconv
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radius_graph import RadiusGraph, radius_graph
 

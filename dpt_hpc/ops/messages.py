@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +12,7 @@ from torch.autograd import Function
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.ops import reference
+from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
@@ -58,33 +56,8 @@ def cgconv(
             "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
         )
     message = _Message(basis, graph, aggregation == "mean")
-    result: Tensor = _apply(_CGConv, target_features, source_features, edge_lengths, filter_weights, message)
+    result: Tensor = apply(_CGConv, target_features, source_features, edge_lengths, filter_weights, message)
     return result
-
-
-class _Scope:
-    closed = False
-
-
-_scope: ContextVar[_Scope | None] = ContextVar("inner_derivative", default=None)
-
-
-@contextmanager
-def inner_derivative() -> Iterator[None]:
-    """A scope in which edge lengths are variables, and after which they are constants.
-
-    For forces in a loss: inside, messages are computed and the energy is differentiated with respect to the geometry,
-    with create_graph=True; outside, the loss is differentiated with respect to the weights. `loss.backward()` cannot
-    know that nobody wants the loss's gradient in the positions, and would pay for it. After the scope, cgconv gives no
-    gradient for edge_lengths of messages that were computed in it; all other gradients are what they were.
-    """
-    scope = _Scope()
-    token = _scope.set(scope)
-    try:
-        yield
-    finally:
-        scope.closed = True
-        _scope.reset(token)
 
 
 @dataclass(frozen=True)
@@ -94,7 +67,7 @@ class _Message:
     basis: RadialBasis
     graph: RadiusGraph
     mean: bool
-    scope: _Scope | None = field(default_factory=_scope.get)
+    scope: Scope | None = field(default_factory=current_scope)
 
     @property
     def lengths_are_constant(self) -> bool:
@@ -127,26 +100,6 @@ class _Message:
         )
 
 
-def _apply(function: type[Function], *arguments: Any) -> Any:
-    return function.apply(*arguments)
-
-
-def _asked(ctx: Any, index: int) -> bool:
-    """Whether the running backward will use the gradient of input `index`.
-
-    needs_input_grad says what can be differentiated, not what autograd.grad was asked for: the gradient of the energy
-    with respect to the positions alone would pay for that of the filter weights. The engine knows better; where it
-    does not answer (a leaf, another version of torch), the gradient is computed.
-    """
-    if not ctx.needs_input_grad[index]:
-        return False
-    node = ctx.next_functions[index][0]
-    try:
-        return node is not None and bool(torch._C._will_engine_execute_node(node))
-    except (AttributeError, RuntimeError):
-        return True
-
-
 class _CGConv(Function):
     """Inputs: a, b (N,2F), lengths (E,), table (K,2F) -> y (N,F)."""
 
@@ -161,10 +114,10 @@ class _CGConv(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        wanted = tuple(_asked(ctx, k) and not (k == 2 and ctx.message.lengths_are_constant) for k in range(4))
+        wanted = tuple(asked(ctx, k) and not (k == 2 and ctx.message.lengths_are_constant) for k in range(4))
         if not any(wanted):
             return None, None, None, None, None
-        return *_apply(_CGConvBackward, *gradients, *ctx.saved_tensors, ctx.message, wanted), None
+        return *apply(_CGConvBackward, *gradients, *ctx.saved_tensors, ctx.message, wanted), None
 
 
 class _CGConvBackward(Function):
@@ -194,10 +147,10 @@ class _CGConvBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        wanted = tuple(_asked(ctx, k) and not (k == 3 and ctx.message.lengths_are_constant) for k in range(5))
+        wanted = tuple(asked(ctx, k) and not (k == 3 and ctx.message.lengths_are_constant) for k in range(5))
         if not any(wanted) or all(g is None for g in gradients):
             return (None,) * 7
-        return *_apply(_CGConvDoubleBackward, *ctx.saved_tensors, *gradients, ctx.message, wanted), None, None
+        return *apply(_CGConvDoubleBackward, *ctx.saved_tensors, *gradients, ctx.message, wanted), None, None
 
 
 class _CGConvDoubleBackward(Function):
@@ -231,10 +184,7 @@ class _CGConvDoubleBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError(
-            "cgconv: a third derivative was asked for; the native kernels have two.\n"
-            "Forces and stress in a loss need two. For more, use backend='reference'."
-        )
+        raise third_derivative("cgconv")
 
 
 def _check_arguments(
