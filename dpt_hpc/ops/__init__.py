@@ -6,9 +6,22 @@ Each has a native kernel (C++, dpt_hpc._C) and a slow plain twin in `dpt_hpc.ops
 from dpt_hpc.ops.autograd import inner_derivative
 from dpt_hpc.ops.messages import cgconv
 from dpt_hpc.ops.radial_basis import RadialBasis
+from dpt_hpc.ops.radial_messages import radial_messages
+from dpt_hpc.ops.radial_taps import RadialTaps, expnorm_taps, spline_taps
 from dpt_hpc.ops.radius_graph import RadiusGraph, radius_graph
 
 NATIVE_DEVICES = ("cpu",)
 """Device types on which every native kernel runs. (The radius graph alone also has a CUDA kernel.)"""
 
-__all__ = ["NATIVE_DEVICES", "RadialBasis", "RadiusGraph", "cgconv", "inner_derivative", "radius_graph"]
+__all__ = [
+    "NATIVE_DEVICES",
+    "RadialBasis",
+    "RadialTaps",
+    "RadiusGraph",
+    "cgconv",
+    "expnorm_taps",
+    "inner_derivative",
+    "radial_messages",
+    "radius_graph",
+    "spline_taps",
+]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpt_hpc.ops.radial_basis import RadialBasis
+from dpt_hpc.ops.radial_taps import RadialTaps
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
 
@@ -98,3 +99,44 @@ def cgconv(
     if aggregation == "mean":
         y = y / graph.target_ptr.diff().clamp(min=1)[:, None].to(y.dtype)
     return y
+
+
+def radial_messages(
+    values: Tensor,
+    taps: RadialTaps,
+    filter_weights: Tensor,
+    graph: RadiusGraph,
+    *,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+    vectors: Tensor | None = None,
+    directions: Tensor | None = None,
+    envelope: Tensor | None = None,
+    filter_bias: Tensor | None = None,
+    activation: str = "identity",
+    heads: int = 1,
+) -> tuple[Tensor, Tensor | None]:
+    """As `dpt_hpc.ops.radial_messages`, with every (E, channels) tensor stored; differentiable any number of times."""
+    source, target = graph.edge_index
+    filters = taps.dense() @ filter_weights
+    if filter_bias is not None:
+        filters = filters + filter_bias
+    if activation == "silu":
+        filters = functional.silu(filters)
+    channels = values.shape[1] // (1 if vectors is None else 3)
+    parts = list(filters.split(channels, dim=1))
+    value = values.index_select(0, source).split(channels, dim=1)
+
+    weight = value[0].new_ones(graph.num_edges, 1)
+    if queries is not None and keys is not None:
+        products = queries.index_select(0, target) * keys.index_select(0, source) * parts.pop(0)
+        weight = functional.silu(products.view(graph.num_edges, heads, channels // heads).sum(-1))
+    if envelope is not None:
+        weight = weight * envelope[:, None]
+    weight = weight.repeat_interleave(channels // weight.shape[1], dim=1)
+    x = values.new_zeros(graph.num_atoms, channels).index_add(0, target, weight * value[0] * parts[0])
+    if vectors is None or directions is None:
+        return x, None
+    along_vectors = vectors.index_select(0, source) * (value[1] * parts[1])[:, None, :]
+    along_edges = directions[:, :, None] * (value[2] * parts[2])[:, None, :]
+    return x, vectors.new_zeros(vectors.shape).index_add(0, target, along_vectors + along_edges)
