@@ -29,7 +29,7 @@ ifneq (cuda=$(DPT_HPC_CUDA),$(shell cat $(KERNELS) 2>/dev/null))
 $(KERNELS): again
 endif
 
-.PHONY: help quickstart test setup bench lint format cuda clean again
+.PHONY: help quickstart test setup pyg bench lint format cuda clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,12 @@ $(KERNELS): $(ENVIRONMENT) CMakeLists.txt $(CPP)
 	  echo "On Debian and Ubuntu: apt install python3-dev"; exit 4; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -qq --no-build-isolation --no-deps --editable .
 	@echo "cuda=$(DPT_HPC_CUDA)" > $@
+
+# Wheels that were compiled against one torch must not come out of pip's cache for another.
+pyg: setup ## torch-scatter and torch-cluster for the backend pyg and its tests (compiles for a quarter of an hour)
+	@echo "== The extra pyg: torch-scatter and torch-cluster against $(TORCH)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" MAX_JOBS=$${MAX_JOBS:-$$(nproc)} \
+	  $(BIN)/pip install -qq --cache-dir "$$($(BIN)/pip cache dir)/$(TORCH)" --no-build-isolation --only-deps ".[pyg]"
 
 bench: setup ## the benchmarks, on this machine and the sample data
 	@$(BIN)/python benchmarks/export_sample.py build/sample.xyz

@@ -41,8 +41,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "matplotlib": ("report/",),
     "tensorboard": ("train/",),
     "typer": ("__main__.py",),
-    "torch_scatter": (),
-    "torch_cluster": (),
+    "torch_scatter": ("ops/pyg.py",),
+    "torch_cluster": ("ops/pyg.py",),
     "dpt_hpc._C": ("ops/",),
 }
 """The files, or folders, that may import each heavy dependency."""

@@ -346,7 +346,7 @@ def test_bad_arguments() -> None:
     refused(TypeError, "float16", a.half(), b.half(), lengths.half(), table.half())
     refused(ValueError, "device", a, b.to("meta"), lengths, table)
     refused(ValueError, "aggregation: expected mean or sum", a, b, lengths, table, aggregation="max")
-    refused(ValueError, "backend: expected native or reference", a, b, lengths, table, backend="cuda")
+    refused(ValueError, "backend: expected native, reference, pyg, got 'cuda'", a, b, lengths, table, backend="cuda")
     with pytest.raises(ValueError, match="kind: expected gaussian or bspline"):
         RadialBasis("fourier", 8, 0.0, 1.0, 1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count: expected at least 4"):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.radial import gaussian_basis, tabulate
-from dpt_hpc.ops import RadialBasis, RadiusGraph, cgconv
+from dpt_hpc.ops import Backend, RadialBasis, RadiusGraph, cgconv
 
 LEAST = {
     "max_neighbors": 1,
@@ -47,7 +47,7 @@ class CGCNNOptions:
     pooling: sum or mean of the nodes of a structure
     filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
     table_knots: intervals of that table
-    backend: native is the fused kernels, reference the plain PyTorch twin
+    backend: of the messages: native is the fused kernels, reference and pyg are plain twins (dpt_hpc.ops.backends)
 
     Raises ValueError for a value out of its range.
     """
@@ -66,7 +66,7 @@ class CGCNNOptions:
     pooling: Literal["add", "mean"] = "add"
     filters: Literal["exact", "table"] = "exact"
     table_knots: int = 512
-    backend: Literal["native", "reference"] = "native"
+    backend: Backend = "native"
 
     def __post_init__(self) -> None:
         for name in ("cutoff", "gaussian_width"):
@@ -103,7 +103,7 @@ class CGConv(nn.Module):
         basis: RadialBasis,
         table: Tensor | None,
         graph: RadiusGraph,
-        backend: str,
+        backend: Backend,
     ) -> Tensor:
         """x (N,F), edge_lengths (E,) Å -> (N,F). table (K, radial): coefficients of the radial functions in `basis`."""
         target, source, radial = self.weight.split(

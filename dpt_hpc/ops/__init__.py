@@ -4,6 +4,7 @@ Each has a native kernel (C++, dpt_hpc._C) and a slow plain twin in `dpt_hpc.ops
 """
 
 from dpt_hpc.ops.autograd import inner_derivative
+from dpt_hpc.ops.backends import Backend
 from dpt_hpc.ops.messages import cgconv
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radial_messages import radial_messages
@@ -15,6 +16,7 @@ NATIVE_DEVICES = ("cpu",)
 
 __all__ = [
     "NATIVE_DEVICES",
+    "Backend",
     "RadialBasis",
     "RadialTaps",
     "RadiusGraph",

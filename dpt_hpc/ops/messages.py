@@ -11,8 +11,8 @@ from torch.autograd import Function
 
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
-from dpt_hpc.ops import reference
 from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
+from dpt_hpc.ops.backends import Backend, plain_twins
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
@@ -28,7 +28,7 @@ def cgconv(
     basis: RadialBasis,
     graph: RadiusGraph,
     aggregation: Aggregation = "mean",
-    backend: Literal["native", "reference"] = "native",
+    backend: Backend = "native",
 ) -> Tensor:
     """Gated messages (Xie & Grossman 2018, eq. 5) and their aggregation, without a tensor of edges x channels.
 
@@ -44,12 +44,11 @@ def cgconv(
     Under torch.compile this is a graph break. Errors: TypeError and ValueError for arguments of a wrong kind.
     """
     _check_arguments(target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation)
-    if backend == "reference":
-        return reference.cgconv(
+    if backend != "native":
+        twin: Tensor = plain_twins(backend, "cgconv").cgconv(
             target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation
         )
-    if backend != "native":
-        raise ValueError(f"cgconv: backend: expected native or reference, got {backend!r}.")
+        return twin
     if target_features.device.type != "cpu":
         raise EnvironmentFault(
             f"cgconv: tensors are on {target_features.device}, but this build of dpt_hpc has no CUDA kernels.\n"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpt_hpc.errors import EnvironmentFault
-from dpt_hpc.ops import reference
+from dpt_hpc.ops.backends import Backend, plain_twins
 from dpt_hpc.ops.radial_taps import RadialTaps
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
@@ -30,7 +30,7 @@ def radial_messages(
     filter_bias: Tensor | None = None,
     activation: Activation = "identity",
     heads: int = 1,
-    backend: Literal["native", "reference"] = "native",
+    backend: Backend = "native",
 ) -> tuple[Tensor, Tensor | None]:
     """Messages along edges e = (j -> i) with filters F_e = act(taps_e @ filter_weights + filter_bias), summed over e,
     without a tensor of edges x channels. C channels, H heads; c is a channel of head h = c // (C / H).
@@ -65,8 +65,8 @@ def radial_messages(
         "filter_bias": filter_bias,
     }
     _check_arguments(tensors, taps, graph, activation, heads)
-    if backend == "reference":
-        return reference.radial_messages(
+    if backend != "native":
+        twin: tuple[Tensor, Tensor | None] = plain_twins(backend, "radial_messages").radial_messages(
             values,
             taps,
             filter_weights,
@@ -80,8 +80,7 @@ def radial_messages(
             activation=activation,
             heads=heads,
         )
-    if backend != "native":
-        raise ValueError(f"radial_messages: backend: expected native or reference, got {backend!r}.")
+        return twin
     raise EnvironmentFault(
         f"radial_messages: tensors are on {values.device}, but this build of dpt_hpc has no kernels for it.\n"
         "Use backend='reference'."

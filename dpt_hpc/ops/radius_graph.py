@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import DataError, EnvironmentFault
+from dpt_hpc.ops.backends import Backend, plain_twins
 from dpt_hpc.ops.radius_fault import fault_error
 from dpt_hpc.ops.radius_graph_cuda import find_edges
 
@@ -62,6 +63,7 @@ def radius_graph(
     cutoff: float,
     max_neighbors: int | None = None,
     max_images: int | None = None,
+    backend: Backend = "native",
 ) -> RadiusGraph:
     """Every pair of atoms within the cutoff, through every periodic image, exactly.
 
@@ -89,6 +91,11 @@ def radius_graph(
             f"got {cells[structure].tolist()}.",
             structure,
         )
+    if backend != "native":
+        graph: RadiusGraph = plain_twins(backend, "radius_graph").radius_graph(
+            points, cells, periodic, offsets, cutoff, max_neighbors, max_images
+        )
+        return graph
     if positions.is_cuda and _C.has_cuda:
         with torch.cuda.device(positions.device):
             kernels = _C.CudaRadiusGraph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from torch.nn import functional
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radial_taps import RadialTaps
 from dpt_hpc.ops.radius_graph import RadiusGraph
+
+SumRows = Callable[[Tensor, Tensor, int], Tensor]
+"""How a twin sums rows by index: (index (E,), rows (E,...), count) -> (count,...). The backend pyg hands in its own."""
+
+
+def sum_rows(index: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Row k of the result is the sum of the rows e with index[e] = k: (E,), (E,...) -> (count,...)."""
+    return rows.new_zeros(count, *rows.shape[1:]).index_add(0, index, rows)
 
 
 def radius_graph(
@@ -24,8 +33,10 @@ def radius_graph(
 ) -> RadiusGraph:
     """Brute force over all pairs and all images that can matter, in float64; arguments as `dpt_hpc.ops.radius_graph`.
 
-    Holds (atoms x atoms x images) distances of one structure at a time.
+    Holds (atoms x atoms x images) distances of one structure at a time, on the CPU. Structures must be sound.
     """
+    device = positions.device
+    positions, cell, pbc, atom_ptr = positions.cpu(), cell.cpu(), pbc.cpu(), atom_ptr.cpu()
     sources, targets, shifts, lengths = [], [], [], []
     for b in range(cell.shape[0]):
         first, last = int(atom_ptr[b]), int(atom_ptr[b + 1])
@@ -46,22 +57,30 @@ def radius_graph(
         targets.append(target + first)
         shifts.append(images[target, source, step].to(torch.int32))
         lengths.append(squares[target, source, step])
-    num_atoms = positions.shape[0]
     source, target = (torch.cat(v) if v else torch.empty(0, dtype=torch.int64) for v in (sources, targets))
     shift = torch.cat(shifts) if shifts else torch.empty((0, 3), dtype=torch.int32)
+    square = torch.cat(lengths) if lengths else torch.empty(0, dtype=torch.float64)
+    source, target, shift, square = (t.to(device) for t in (source, target, shift, square))
+    return graph_of(source, target, shift, square, positions.shape[0], max_neighbors)
+
+
+def graph_of(
+    source: Tensor, target: Tensor, shift: Tensor, squares: Tensor, num_atoms: int, max_neighbors: int | None
+) -> RadiusGraph:
+    """The graph of edges that are sorted by (target, source, shift): source, target (E,), shift (E,3) int32, squared
+    lengths (E,) Å². With max_neighbors, the nearest ones of each atom."""
     counts = torch.bincount(target, minlength=num_atoms)
     truncated = 0
     if max_neighbors is not None:
         truncated = int((counts > max_neighbors).sum())
-        square = torch.cat(lengths) if lengths else torch.empty(0, dtype=torch.float64)
-        by_distance = torch.argsort(square, stable=True)
+        by_distance = torch.argsort(squares, stable=True)
         by_row = by_distance[torch.argsort(target[by_distance], stable=True)]
         starts = counts.cumsum(0) - counts
-        place = torch.arange(by_row.shape[0]) - starts[target[by_row]]
+        place = torch.arange(by_row.shape[0], device=target.device) - starts[target[by_row]]
         kept = by_row[place < max_neighbors].sort().values
         source, target, shift = source[kept], target[kept], shift[kept]
         counts = counts.clamp(max=max_neighbors)
-    target_ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    target_ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return RadiusGraph(torch.stack([source, target]), shift, target_ptr, truncated)
 
 
@@ -88,6 +107,8 @@ def cgconv(
     basis: RadialBasis,
     graph: RadiusGraph,
     aggregation: str = "mean",
+    *,
+    sum_rows: SumRows = sum_rows,
 ) -> Tensor:
     """As `dpt_hpc.ops.cgconv`, with every (E, 2F) tensor stored; differentiable any number of times."""
     source, target = graph.edge_index
@@ -95,7 +116,7 @@ def cgconv(
     gate, filter_ = (z + basis(edge_lengths) @ filter_weights).chunk(2, dim=1)
     # PyTorch's softplus turns into the identity at `threshold`; at 40 the jump is below float64's rounding.
     messages = torch.sigmoid(gate) * functional.softplus(filter_, threshold=40)
-    y = messages.new_zeros(graph.num_atoms, messages.shape[1]).index_add(0, target, messages)
+    y = sum_rows(target, messages, graph.num_atoms)
     if aggregation == "mean":
         y = y / graph.target_ptr.diff().clamp(min=1)[:, None].to(y.dtype)
     return y
@@ -115,6 +136,7 @@ def radial_messages(
     filter_bias: Tensor | None = None,
     activation: str = "identity",
     heads: int = 1,
+    sum_rows: SumRows = sum_rows,
 ) -> tuple[Tensor, Tensor | None]:
     """As `dpt_hpc.ops.radial_messages`, with every (E, channels) tensor stored; differentiable any number of times."""
     source, target = graph.edge_index
@@ -134,9 +156,9 @@ def radial_messages(
     if envelope is not None:
         weight = weight * envelope[:, None]
     weight = weight.repeat_interleave(channels // weight.shape[1], dim=1)
-    x = values.new_zeros(graph.num_atoms, channels).index_add(0, target, weight * value[0] * parts[0])
+    x = sum_rows(target, weight * value[0] * parts[0], graph.num_atoms)
     if vectors is None or directions is None:
         return x, None
     along_vectors = vectors.index_select(0, source) * (value[1] * parts[1])[:, None, :]
     along_edges = directions[:, :, None] * (value[2] * parts[2])[:, None, :]
-    return x, vectors.new_zeros(vectors.shape).index_add(0, target, along_vectors + along_edges)
+    return x, sum_rows(target, along_vectors + along_edges, graph.num_atoms)
