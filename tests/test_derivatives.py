@@ -1,4 +1,4 @@
-"""Forces and stress are the derivatives of the energy, through the whole network."""
+"""What every network must pass: forces and stress are the derivatives of its energy, and it knows its symmetries."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import NETWORKS
 from torch import Tensor
 
 from dpt_hpc.errors import DataError
-from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model, predict
+from dpt_hpc.models import CGCNNOptions, EnergyModel, ModelOptions, TorchMDETOptions, build_model, predict
 from dpt_hpc.models.derivatives import build_graph
 from dpt_hpc.structure import MAX_ATOMIC_NUMBER, Batch, Structure
 
@@ -51,17 +52,11 @@ SYSTEMS = {
 }
 
 
-@pytest.fixture(params=["exact", "table", "reference"])
+@pytest.fixture(params=NETWORKS)
 def model(request: pytest.FixtureRequest) -> EnergyModel:
-    """CGCNN as the paper sizes it, with a cutoff that keeps the test quick, in float64 and eval mode."""
+    """Each network in float64 and eval mode."""
     torch.manual_seed(0)
-    options = CGCNNOptions(
-        cutoff=5.0,
-        max_neighbors=None,
-        filters="table" if request.param == "table" else "exact",
-        backend="reference" if request.param == "reference" else "native",
-    )
-    return build_model(options).double().eval()
+    return build_model(NETWORKS[request.param]).double().eval()
 
 
 def batch_of(structures: list[Structure]) -> Batch:
@@ -107,10 +102,11 @@ def test_stress_is_the_finite_difference_of_the_energy_per_volume(name: str, mod
     torch.testing.assert_close(stress, stress.transpose(1, 2))
 
 
-def test_derivatives_at_the_sizes_of_the_preset_under_scaling_and_mean_pooling() -> None:
+@pytest.mark.parametrize("kind", [CGCNNOptions, TorchMDETOptions], ids=lambda k: k.name)
+def test_derivatives_at_the_sizes_of_the_preset_under_scaling_and_mean_pooling(kind: type[ModelOptions]) -> None:
     """8 Å, 250 neighbours of which none is cut (a cut would make the energy jump), references and a scale."""
     torch.manual_seed(0)
-    model = build_model(CGCNNOptions(pooling="mean"))
+    model = build_model(kind(pooling="mean", backend=NETWORKS[f"{kind.name}, exact"].backend))
     assert (model.cutoff, model.max_neighbors) == (8.0, 250)
     model.set(scale=2.7, shift=-1.3, element_references=torch.linspace(-9, 2, MAX_ATOMIC_NUMBER + 1))
     model = model.double().eval()
@@ -199,7 +195,8 @@ def test_training_gradient_is_the_finite_difference_of_the_loss(model: EnergyMod
         return p.energy.square().sum() + 5 * p.forces.square().sum() + 50 * p.stress.square().sum()
 
     parameters = [p for p in model.parameters() if p.numel() > 1]
-    gradients = torch.autograd.grad(loss(), parameters)
+    # A network may have weights that no energy depends on; their gradient is zero, and so must be the difference.
+    gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
     generator = torch.Generator().manual_seed(2)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         direction = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
@@ -222,6 +219,14 @@ def test_a_structure_without_edges_has_zero_forces(model: EnergyModel) -> None:
     assert not p.forces.any()
     assert p.stress is not None
     assert not p.stress.any()
+
+
+def test_a_batch_without_structures_has_empty_predictions(model: EnergyModel) -> None:
+    nothing = batch_of([])
+    p = predict(model.train(), nothing)
+    assert p.forces is not None
+    assert p.stress is not None
+    assert (p.energy.shape, p.forces.shape, p.stress.shape) == ((0,), (0, 3), (0, 3, 3))
 
 
 def test_stress_without_a_volume_is_refused(model: EnergyModel) -> None:

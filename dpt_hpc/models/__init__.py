@@ -4,13 +4,36 @@ from dpt_hpc.models.cgcnn import CGCNN, CGCNNOptions
 from dpt_hpc.models.derivatives import Prediction, predict
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.scaling import Scaling
+from dpt_hpc.models.torchmd_et import TorchMDET, TorchMDETOptions
 
-__all__ = ["CGCNN", "CGCNNOptions", "EnergyModel", "Prediction", "Scaling", "build_model", "predict"]
+__all__ = [
+    "CGCNN",
+    "CGCNNOptions",
+    "EnergyModel",
+    "ModelOptions",
+    "Prediction",
+    "Scaling",
+    "TorchMDET",
+    "TorchMDETOptions",
+    "build_model",
+    "model_options",
+    "predict",
+]
 
-ModelOptions = CGCNNOptions
-"""Options of every network there is; each network owns its own."""
+ModelOptions = CGCNNOptions | TorchMDETOptions
+"""Options of every network there is; each network owns its own, and `name` tells them apart."""
+
+
+def model_options(content: dict[str, object]) -> ModelOptions:
+    """The options that were written down as `content`. Raises TypeError for options that no network has, ValueError for
+    values out of range."""
+    networks = {kind.name: kind for kind in (CGCNNOptions, TorchMDETOptions)}
+    name = content.get("name")
+    if name not in networks:
+        raise ValueError(f"name is {name!r}, expected {' or '.join(networks)}")
+    return networks[name](**content)  # type: ignore[arg-type]
 
 
 def build_model(options: ModelOptions) -> Scaling:
     """A freshly initialised network for its options, wrapped with the identity scaling."""
-    return Scaling(CGCNN(options))
+    return Scaling(TorchMDET(options) if isinstance(options, TorchMDETOptions) else CGCNN(options))

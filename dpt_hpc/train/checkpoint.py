@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpt_hpc.errors import DataError
-from dpt_hpc.models import EnergyModel, ModelOptions, build_model
+from dpt_hpc.models import EnergyModel, ModelOptions, build_model, model_options
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.engine import Engine
 
@@ -123,7 +123,7 @@ def load_card(path: str | Path) -> ModelCard:
     checkpoint = find_checkpoint(path)
     content = yaml.safe_load((checkpoint / CARD).read_text())
     try:
-        options = ModelOptions(**content["model"])
+        options = model_options(content["model"])
         elements = tuple(SYMBOLS.index(symbol) for symbol in content["elements"])
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{checkpoint / CARD}: not a model card of this version of dpt_hpc: {error}") from None

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dpt_hpc.errors import ConfigError
-from dpt_hpc.models import ModelOptions
+from dpt_hpc.models import CGCNNOptions, ModelOptions
 
 
 class Options(BaseModel):
@@ -127,10 +127,15 @@ class CheckpointOptions(Options):
     """How many of the latest checkpoints stay, besides the best one."""
 
 
+def _named(model: Any) -> Any:
+    """The network that is meant where none is named: the paper's first."""
+    return {"name": CGCNNOptions.name, **model} if isinstance(model, dict) else model
+
+
 class RunConfig(Options):
     run_dir: str
     data: DataOptions
-    model: ModelOptions = ModelOptions()
+    model: Annotated[ModelOptions, Field(discriminator="name"), BeforeValidator(_named)] = CGCNNOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     training: TrainingOptions = TrainingOptions()
@@ -218,9 +223,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
     # The tag of a discriminated union is part of pydantic's location, but not of the file's.
-    location, node = [], raw
+    location: list[str] = []
+    node = raw
     for part in error["loc"]:
-        if isinstance(node, dict) and part not in node and error["type"] != "missing" and part != error["loc"][-1]:
+        if isinstance(node, dict) and part not in node and part in _tags(_annotation(kind, location)):
             continue
         location.append(str(part))
         node = node[part] if isinstance(node, dict) and part in node else node
@@ -231,27 +237,44 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"valid here: {', '.join(valid)}."
         return f"{name}: unknown option; {hint}"
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        tags = "derivatives or derivative_denoising"
         given = f"is {error['ctx']['tag']!r}" if error["type"] == "union_tag_invalid" else "is not given"
-        return f"{name}.kind: {given}; expected {tags}."
+        tag = error["ctx"]["discriminator"].strip("'")
+        return f"{name}.{tag}: {given}; expected {' or '.join(_tags(_annotation(kind, location)))}."
     if error["type"] == "missing":
         return f"{name}: required, but not given."
     message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}." if error["type"] == "value_error" else f"{name}: {message}; got {error['input']!r}."
 
 
+def _annotation(kind: Any, location: list[str]) -> Any:
+    """The type of the option at `location`; None for one inside a union, or unknown."""
+    for part in location:
+        fields = getattr(kind, "model_fields", {})
+        kind = fields[part].annotation if part in fields else None
+    return kind
+
+
 def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
     """The options that are valid at `location`."""
     for part in location:
-        annotation = kind.model_fields[part].annotation if hasattr(kind, "model_fields") else None
         raw = raw.get(part, {}) if isinstance(raw, dict) else {}
-        members: list[Any] = [m for m in get_args(annotation) if isinstance(m, type)] or [annotation]
-        tagged = [m for m in members if _tag(m) == raw.get("kind")] if len(members) > 1 else members
+        members = _members(_annotation(kind, [part]))
+        tagged = [m for m in members if _tag(m) in (raw.get("kind"), raw.get("name"))] if len(members) > 1 else members
         kind = (tagged or members)[0]
     fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
     return sorted(fields)
 
 
+def _members(annotation: Any) -> list[Any]:
+    """The classes of a union, or the one class."""
+    return [m for m in get_args(annotation) if isinstance(m, type)] or [annotation]
+
+
+def _tags(annotation: Any) -> list[str]:
+    return [tag for m in _members(annotation) if (tag := _tag(m)) is not None]
+
+
 def _tag(options: Any) -> Any:
+    """What tells these options from others of their union: their kind, or their name."""
     fields = getattr(options, "model_fields", {})
-    return fields["kind"].default if "kind" in fields else None
+    return fields["kind"].default if "kind" in fields else getattr(options, "name", None)

@@ -1,0 +1,230 @@
+"""TorchMD-Net's equivariant transformer (Thölke & De Fabritiis 2022) as the paper uses it (method.md, "TorchMD-Net").
+
+Scalars x (N,C) and vectors v (N,3,C) of every atom. No self edges, no cutoff on the vector messages, as published; the
+energy therefore jumps, by little, when a pair crosses the cutoff.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.models.exp_normal import EdgeGeometry, ExpNormal
+from dpt_hpc.models.whitening import Whitening
+from dpt_hpc.ops import RadiusGraph, radial_messages
+
+LEAST = {
+    "max_neighbors": 1,
+    "max_images": 0,
+    "num_elements": 1,
+    "hidden": 1,
+    "layers": 1,
+    "heads": 1,
+    "radial": 2,
+    "readout_hidden": 1,
+    "readout_layers": 0,
+    "table_knots": 8,
+}
+"""Smallest values of the integer options."""
+
+
+@dataclass(frozen=True)
+class TorchMDETOptions:
+    """Options of the equivariant transformer; the defaults are the paper's, with an exact graph.
+
+    name: the network
+    cutoff: Å
+    max_neighbors: the nearest neighbours of each atom that are kept; null keeps all
+    max_images: periodic images per axis: 1 and 2 reproduce the paper's two codes; null is exact
+    num_elements: how many elements have an embedding, from hydrogen on
+    hidden: channels C of scalars and of vectors
+    layers: how many attention layers
+    heads: of the attention; they share the channels equally
+    radial: how many radial functions, whose means and widths are trained
+    readout_hidden: width of the read-out
+    readout_layers: hidden layers of the read-out
+    pooling: sum or mean of the atoms of a structure
+    vector_norm: whitened makes the vectors that a head reads uncorrelated and of size one; null leaves them alone
+    filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
+    table_knots: intervals of that table
+    backend: native is the fused kernels, reference the plain PyTorch twin
+
+    Raises ValueError for a value out of its range.
+    """
+
+    name: Literal["torchmd_et"] = "torchmd_et"
+    cutoff: float = 8.0
+    max_neighbors: int | None = 250
+    max_images: int | None = None
+    num_elements: int = 100
+    hidden: int = 128
+    layers: int = 8
+    heads: int = 8
+    radial: int = 50
+    readout_hidden: int = 128
+    readout_layers: int = 2
+    pooling: Literal["add", "mean"] = "add"
+    vector_norm: Literal["whitened"] | None = None
+    filters: Literal["exact", "table"] = "exact"
+    table_knots: int = 512
+    backend: Literal["native", "reference"] = "native"
+
+    def __post_init__(self) -> None:
+        if not self.cutoff > 0:
+            raise ValueError(f"cutoff is {self.cutoff}, expected more than 0")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden is {self.hidden}, expected a multiple of heads, which is {self.heads}")
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, which this module does not import
+
+
+class NeighborEmbedding(nn.Module):
+    """What an atom starts from: Linear [embedding of Z_i | sum_j f(d) filter(d) * another embedding of Z_j]."""
+
+    def __init__(self, options: TorchMDETOptions) -> None:
+        super().__init__()
+        self.backend = options.backend
+        self.embedding = nn.Embedding(options.num_elements, options.hidden)
+        self.filters = xavier(nn.Linear(options.radial, options.hidden))
+        self.combine = xavier(nn.Linear(2 * options.hidden, options.hidden))
+
+    def forward(self, x: Tensor, element: Tensor, edges: EdgeGeometry, graph: RadiusGraph) -> Tensor:
+        """x (N,C), element (N,): Z - 1 -> (N,C)."""
+        weights, bias, _ = edges.filters(self.filters, "identity")
+        neighbors, _ = radial_messages(
+            self.embedding.weight.index_select(0, element),
+            edges.taps,
+            weights,
+            graph,
+            envelope=edges.envelope,
+            filter_bias=bias,
+            backend=self.backend,
+        )
+        return self.combine(torch.cat([x, neighbors], dim=1))
+
+
+class Attention(nn.Module):
+    """Equivariant multi-head attention over the edges j -> i, lengths in keys and values (distance influence "both").
+
+    Matrices that act on the same rows are one: `projection` holds queries, keys and the three parts of the values
+    (scalar, vector, direction), `filters` those of the keys and of the three parts, C rows each.
+    """
+
+    def __init__(self, options: TorchMDETOptions) -> None:
+        super().__init__()
+        hidden = options.hidden
+        self.heads, self.backend = options.heads, options.backend
+        self.norm = nn.LayerNorm(hidden)
+        self.projection = xavier(nn.Linear(hidden, 5 * hidden), hidden, hidden, 3 * hidden)
+        self.vector_projection = nn.Linear(hidden, 3 * hidden, bias=False)
+        self.output_projection = xavier(nn.Linear(hidden, 3 * hidden))
+        self.filters = xavier(nn.Linear(options.radial, 4 * hidden), hidden, 3 * hidden)
+        nn.init.xavier_uniform_(self.vector_projection.weight)
+
+    def forward(
+        self, x: Tensor, vectors: Tensor | None, edges: EdgeGeometry, graph: RadiusGraph, *, vectors_are_read: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (N,C), vectors (N,3,C), None for zero -> what is to be added to them; no vectors if nobody reads them."""
+        hidden = x.shape[1]
+        queries, keys, values = self.projection(self.norm(x)).split([hidden, hidden, 3 * hidden], 1)
+        weights, bias, activation = edges.filters(self.filters, "silu")
+        if not vectors_are_read:
+            values, weights = values[:, :hidden], weights[:, : 2 * hidden]
+            bias = None if bias is None else bias[: 2 * hidden]
+        message, vector_message = radial_messages(
+            values,
+            edges.taps,
+            weights,
+            graph,
+            queries=queries,
+            keys=keys,
+            vectors=(x.new_zeros(x.shape[0], 3, hidden) if vectors is None else vectors) if vectors_are_read else None,
+            directions=edges.directions if vectors_are_read else None,
+            envelope=edges.envelope,
+            filter_bias=bias,
+            activation=activation,
+            heads=self.heads,
+            backend=self.backend,
+        )
+        to_vectors, to_product, to_scalars = self.output_projection(message).split(hidden, 1)
+        if vectors is None:
+            return to_scalars, vector_message
+        first, second, third = self.vector_projection(vectors).split(hidden, 2)
+        scalars = (first * second).sum(1) * to_product + to_scalars
+        if vector_message is None:
+            return scalars, None
+        return scalars, third * to_vectors[:, None, :] + vector_message
+
+
+class TorchMDET(EnergyModel):
+    """embedding -> neighbour embedding -> attention layers -> LayerNorm -> pooling -> (Linear, SiLU) x 2 -> Linear."""
+
+    def __init__(self, options: TorchMDETOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.cutoff = options.cutoff
+        self.max_neighbors = options.max_neighbors
+        self.max_images = options.max_images
+        self.radial = ExpNormal(
+            options.radial, options.cutoff, options.table_knots if options.filters == "table" else None
+        )
+        self.embedding = nn.Embedding(options.num_elements, options.hidden)
+        self.neighbors = NeighborEmbedding(options)
+        self.layers = nn.ModuleList(Attention(options) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(options.hidden)
+        self.vector_norm = Whitening(options.hidden) if options.vector_norm == "whitened" else None
+        widths = [options.hidden] + [options.readout_hidden] * options.readout_layers
+        self.readout = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.output = nn.Linear(widths[-1], 1)
+
+    def features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> tuple[Tensor, Tensor]:
+        """Scalars (N,C) and vectors (N,3,C) of the atoms: what heads read. Arguments as in `forward`."""
+        x, vectors = self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=True)
+        assert vectors is not None
+        return x, vectors if self.vector_norm is None else self.vector_norm(vectors)
+
+    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:
+        x, _ = self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=False)
+        counts = atom_ptr.diff()
+        structure = torch.repeat_interleave(
+            torch.arange(len(counts), device=x.device), counts, output_size=len(atomic_numbers)
+        )
+        pooled = torch.zeros(len(counts), x.shape[1], dtype=x.dtype, device=x.device).index_add(0, structure, x)
+        if self.options.pooling == "mean":
+            pooled = pooled / counts.clamp(min=1)[:, None].to(x.dtype)
+        for layer in self.readout:
+            pooled = functional.silu(layer(pooled))
+        return self.output(pooled)[:, 0]
+
+    def _layers(
+        self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, *, vectors_are_read: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        edges = self.radial(edge_vectors)
+        element = atomic_numbers - 1
+        x = self.neighbors(self.embedding.weight.index_select(0, element), element, edges, graph)
+        vectors: Tensor | None = None
+        for k, layer in enumerate(self.layers):
+            # The vectors that leave the last layer reach no energy: only a head can ask for them.
+            read = vectors_are_read or k + 1 < len(self.layers)
+            dx, more = layer(x, vectors, edges, graph, vectors_are_read=read)
+            x = x + dx
+            vectors = more if vectors is None or more is None else vectors + more
+        return self.norm(x), vectors
+
+
+def xavier(linear: nn.Linear, *rows: int) -> nn.Linear:
+    """Xavier-uniform weights, for each block of `rows` as the matrix of its own that it stands for; zero bias."""
+    for block in linear.weight.detach().split(list(rows) or linear.out_features):
+        nn.init.xavier_uniform_(block)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -1,0 +1,231 @@
+"""The equivariant transformer: the published equations, its table, its vectors, and a short training.
+
+What every network must pass (derivatives, symmetries, batches) is in test_derivatives.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from networks import ET
+from plain_models import PlainET
+from small_runs import Options, of_steps, records, run, small_options
+from test_derivatives import SYSTEMS, TRICLINIC, batch_of
+from torch import Tensor
+
+from dpt_hpc.models import TorchMDET, TorchMDETOptions, predict
+from dpt_hpc.models.derivatives import build_graph, edge_vectors
+from dpt_hpc.models.whitening import Whitening
+from dpt_hpc.structure import Batch
+from dpt_hpc.train.checkpoint import load_card, load_model
+
+BACKENDS = ["reference"]
+
+
+def network(options: TorchMDETOptions = ET, **changes: object) -> TorchMDET:
+    """In float64 and eval mode; biases, means and widths moved from where they start, which is zero or all equal."""
+    torch.manual_seed(0)
+    model = TorchMDET(replace(options, **changes)).double().eval()  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            if name.endswith("bias"):
+                parameter += 0.1 * noise
+            elif name.startswith("radial"):
+                parameter *= 1 + 0.02 * noise
+    return model
+
+
+def plain(model: TorchMDET) -> PlainET:
+    """The plain twin with the same weights."""
+    options = model.options
+    twin = PlainET(model.state_dict(), heads=options.heads, cutoff=options.cutoff, max_neighbors=options.max_neighbors)
+    return twin.eval()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("options", [ET, TorchMDETOptions(cutoff=5.0)], ids=["small", "paper's sizes"])
+def test_energy_forces_and_stress_are_those_of_the_published_equations(
+    options: TorchMDETOptions, name: str, backend: str
+) -> None:
+    model = network(options, backend=backend)
+    batch = batch_of(SYSTEMS[name])
+    ours, theirs = predict(model, batch), predict(plain(model), batch)
+    for field in ("energy", "forces", "stress"):
+        torch.testing.assert_close(getattr(ours, field), getattr(theirs, field), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neighbours_beyond_the_limit_are_cut_as_in_the_published_equations(backend: str) -> None:
+    """A directed graph: j may reach i, and i not j."""
+    model = network(max_neighbors=7, backend=backend)
+    batch = batch_of(SYSTEMS["mixed"])
+    assert build_graph(model, batch).num_truncated
+    ours, theirs = predict(model, batch), predict(plain(model), batch)
+    for field in ("energy", "forces", "stress"):
+        torch.testing.assert_close(getattr(ours, field), getattr(theirs, field), rtol=1e-10, atol=1e-10)
+
+
+def loss_of(model: torch.nn.Module, batch: Batch) -> Tensor:
+    p = predict(model.train(), batch)  # type: ignore[arg-type]
+    assert p.forces is not None
+    assert p.stress is not None
+    return p.energy.square().sum() + 5 * p.forces.square().sum() + 50 * p.stress.square().sum()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_gradients_are_those_of_the_published_equations(backend: str) -> None:
+    """Radial means and widths too, which stand behind every edge's filters."""
+    model = network(backend=backend)
+    twin = plain(model)
+    batch = batch_of(SYSTEMS["mixed"])
+    ours, theirs = loss_of(model, batch), loss_of(twin, batch)
+    ours.backward()
+    theirs.backward()
+    pairs = {
+        "means": (model.radial.means, twin.means),
+        "betas": (model.radial.betas, twin.betas),
+        "embedding": (model.embedding.weight, twin.embedding),
+        "neighbour embedding": (model.neighbors.embedding.weight, twin.neighbor_embedding),
+        "neighbour filters": (model.neighbors.filters.weight, twin.distance_proj.weight),
+        "vectors": (model.layers[1].vector_projection.weight, twin.attention[1].vec_proj),
+        "attention's norm": (model.layers[1].norm.weight, twin.attention[1].layernorm.weight),
+        "output": (model.output.weight, twin.output.weight),
+    }
+    found = {name: (a.grad, b.grad) for name, (a, b) in pairs.items()}
+    for k, (layer, other) in enumerate(zip(model.layers, twin.attention, strict=True)):
+        parts = [other.q_proj, other.k_proj, other.v_proj]
+        found[f"projections {k}"] = layer.projection.weight.grad, torch.cat([p.weight.grad for p in parts])
+        parts = [other.dk_proj, other.dv_proj]
+        found[f"filters {k}"] = layer.filters.weight.grad, torch.cat([p.weight.grad for p in parts])
+        found[f"filters' bias {k}"] = layer.filters.bias.grad, torch.cat([p.bias.grad for p in parts])
+    for name, (a, b) in found.items():
+        assert float(b.abs().max()) > 0, name
+        torch.testing.assert_close(
+            a, b, rtol=1e-8, atol=1e-10 * float(b.abs().max()), msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_table_approaches_the_exact_filters(backend: str) -> None:
+    """Paper's sizes, errors relative to the largest value: with 512 intervals about 1e-8 in the energy, 1e-5 in forces
+    and stress, falling with the fourth and the third power of the intervals."""
+    batch = batch_of([TRICLINIC])
+    limits = {256: (1e-6, 5e-4), 512: (2e-7, 5e-5), 1024: (1e-8, 5e-6)}
+    torch.manual_seed(0)
+    exact = TorchMDET(TorchMDETOptions(backend="reference", max_neighbors=None)).double().eval()
+    expected = predict(exact, batch)
+    for knots, (value, slope) in limits.items():
+        options = replace(exact.options, backend=backend, filters="table", table_knots=knots)
+        tabulated = TorchMDET(options).double().eval()
+        tabulated.load_state_dict(exact.state_dict())
+        found = predict(tabulated, batch)
+        for field, limit in (("energy", value), ("forces", slope), ("stress", slope)):
+            a, b = getattr(found, field), getattr(expected, field)
+            error = float((a - b).abs().max() / b.abs().max())
+            assert error < limit, f"{knots} {field}"
+
+
+@pytest.mark.parametrize("whitened", [None, "whitened"])
+def test_vectors_turn_with_the_structure(whitened: str | None) -> None:
+    """What a vector head reads; under a reflection too, for vectors are polar."""
+    model = network(vector_norm=whitened)
+    assert (model.vector_norm is not None) == (whitened is not None)
+    batch = batch_of([TRICLINIC])
+    generator = torch.Generator().manual_seed(3)
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))[0]
+    rotation = torch.stack([rotation, -rotation])
+    expected, vectors = features(model, batch)
+    assert vectors.shape == (3, 3, ET.hidden)
+    assert float(vectors.abs().max()) > 1e-3
+    for turn in rotation:
+        scalars, turned = features(model, replace(batch, positions=batch.positions @ turn, cell=batch.cell @ turn))
+        torch.testing.assert_close(scalars, expected)
+        torch.testing.assert_close(turned, torch.einsum("nic,ij->njc", vectors, turn))
+
+
+def features(model: TorchMDET, batch: Batch) -> tuple[Tensor, Tensor]:
+    graph = build_graph(model, batch)
+    vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
+    with torch.no_grad():
+        return model.features(batch.atomic_numbers, vectors, graph)
+
+
+def test_the_energy_reads_the_scalars_that_heads_read() -> None:
+    model = network(layers=1)
+    batch = batch_of([TRICLINIC])
+    scalars, _ = features(model, batch)
+    pooled = scalars.sum(0, keepdim=True)
+    for layer in model.readout:
+        pooled = torch.nn.functional.silu(layer(pooled))
+    torch.testing.assert_close(model.output(pooled)[:, 0], predict(model, batch).energy)
+
+
+def test_whitened_vectors_are_uncorrelated_and_can_be_differentiated_twice_everywhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = Whitening(32).double()
+    vectors = torch.randn(5, 3, 32, dtype=torch.float64, generator=generator)
+    vectors[0] *= 1e-2
+    white = norm(vectors)
+    covariance = white @ white.transpose(1, 2) / 32
+    torch.testing.assert_close(covariance[1:], torch.eye(3, dtype=torch.float64).expand(4, 3, 3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(white.mean(2), torch.zeros(5, 3, dtype=torch.float64))
+    degenerate = torch.zeros(2, 3, 4, dtype=torch.float64)
+    degenerate[1, :, :3] = torch.eye(3)  # equal eigenvalues
+    few = Whitening(4, epsilon=1e-2).double()
+    inputs = (torch.cat([degenerate, vectors[1:2, :, :4]]).requires_grad_(),)
+    assert torch.autograd.gradcheck(few, inputs)
+    assert torch.autograd.gradgradcheck(few, inputs)
+
+
+def test_means_and_widths_start_as_published() -> None:
+    model = TorchMDET(TorchMDETOptions())
+    nearest = float(torch.exp(torch.tensor(-5.0)))
+    assert model.radial.alpha == 5 / 8
+    torch.testing.assert_close(model.radial.means, torch.linspace(nearest, 1, 50))
+    torch.testing.assert_close(model.radial.betas, torch.full((50,), (2 / 50 * (1 - nearest)) ** -2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cutoff": 0.0}, r"cutoff is 0\.0, expected more than 0"),
+        ({"heads": 7}, r"hidden is 24, expected a multiple of heads, which is 7"),
+        ({"layers": 0}, r"layers is 0, expected at least 1"),
+    ],
+)
+def test_a_wrong_option_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ET, **changes)  # type: ignore[arg-type]
+
+
+def et_options(dataset: Path, **changes: object) -> Options:
+    options = small_options(dataset)
+    sizes = {"cutoff": 4.0, "hidden": 16, "layers": 2, "heads": 2, "radial": 12, "readout_hidden": 16}
+    options["model"] = {"name": "torchmd_et", "backend": "reference", "table_knots": 128, **sizes, **changes}
+    return options
+
+
+@pytest.mark.parametrize("filters", ["exact", "table"])
+def test_it_trains_and_comes_back_from_its_checkpoint(small_dataset: Path, tmp_path: Path, filters: str) -> None:
+    options = et_options(small_dataset, filters=filters)
+    objective = {"kind": "derivatives", "element_references": True}
+    path = run(options, tmp_path / "run", objective=objective, optimizer={"learning_rate": 2e-3})
+    epochs = [r["validation"]["loss"] for r in records(path, "epoch")]
+    assert epochs[-1] < epochs[0]
+    assert load_card(path).options == TorchMDETOptions(**options["model"])
+    model = load_model(path)
+    assert isinstance(model.network, TorchMDET)
+    assert model.network.options.filters == filters
+
+
+def test_derivative_denoising_stays_finite(small_dataset: Path, tmp_path: Path) -> None:
+    options = et_options(small_dataset)
+    path = run(options, tmp_path / "run", objective={"kind": "derivative_denoising", "noise_scale": 0.1})
+    losses = torch.tensor(of_steps(path, "loss"))
+    assert losses.isfinite().all()
