@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bind_cgconv_cuda.h"
 #include "ops.h"
 
 namespace dpt {
@@ -59,6 +60,8 @@ inline void bind_cuda(pybind11::module_& m) {
           py::kw_only(), py::arg("counts"), py::arg("max_neighbors"), py::arg("last_key"), py::arg("ties"),
           py::arg("target_ptr"), py::arg("num_edges"), py::arg("edge_index"), py::arg("cell_shifts"),
           py::arg("stream"));
+  bind_cgconv_cuda<float>(m, "float32");
+  bind_cgconv_cuda<double>(m, "float64");
 }
 
 }  // namespace dpt

@@ -20,6 +20,25 @@ struct CgconvGraph {
   bool mean;                  // over the neighbours (0 where there are none), or the sum
 };
 
+// On a GPU: further orders of the edges. The gradient of the table sums chunks of edges first, in
+// `chunk_sums`, then the chunks in their order. With Gaussians a chunk is any run of edges; with splines, a
+// run of those edges whose lengths lie between the same two knots: interval k, of count + 5, is the one from
+// knot k - 3 on; the first and the last are open.
+template <class T>
+struct CgconvOrders {
+  int64_t num_edges;            // E
+  const int64_t* target;        // (E,)
+  const int64_t* source_ptr;    // (N+1,) the edges of source j: source_order[source_ptr[j]] ..
+  const int64_t* source_order;  // (E,)
+  // These only where the gradient of the table is wanted; the next three only with splines.
+  const int64_t* interval_ptr;    // (count+6,) the edges of interval k: interval_order[interval_ptr[k]] ..
+  const int64_t* interval_order;  // (E,)
+  const int64_t* chunk_ptr;       // (count+6,) the chunks of interval k: chunk_ptr[k] ..
+  int64_t chunk_edges;            // the most edges of a chunk
+  int64_t num_chunks;             // all of them, or more
+  T* chunk_sums;                  // (num_chunks, 4 | count, 2F) workspace
+};
+
 // F channels; a row of 2F holds the gate, then the filter.
 template <class T>
 struct CgconvInputs {

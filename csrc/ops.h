@@ -93,4 +93,19 @@ struct CgconvOps {
                               const CgconvTangents<T>& along, const CgconvOutputs<T>&, int threads);
 };
 
+// The same message on a GPU: pointers to device memory, all work on one stream, nothing allocated, no
+// synchronisation, no atomics. The same bits every time; the rows' do not depend on other rows.
+struct CudaCgconv {
+  template <class T>
+  static void forward(const CgconvGraph&, const CgconvOrders<T>&, const RadialBasis&, const CgconvInputs<T>&,
+                      const CgconvOutputs<T>&, void* stream);
+  template <class T>
+  static void backward(const CgconvGraph&, const CgconvOrders<T>&, const RadialBasis&, const CgconvInputs<T>&,
+                       const CgconvOutputs<T>&, void* stream);
+  template <class T>
+  static void double_backward(const CgconvGraph&, const CgconvOrders<T>&, const RadialBasis&,
+                              const CgconvInputs<T>&, const CgconvTangents<T>& along, const CgconvOutputs<T>&,
+                              void* stream);
+};
+
 }  // namespace dpt

@@ -3,6 +3,7 @@
 Each has a native kernel (C++, dpt_hpc._C) and a slow plain twin in `dpt_hpc.ops.reference`, the oracle of the tests.
 """
 
+from dpt_hpc import _C
 from dpt_hpc.ops.autograd import inner_derivative
 from dpt_hpc.ops.backends import Backend
 from dpt_hpc.ops.messages import cgconv
@@ -11,8 +12,8 @@ from dpt_hpc.ops.radial_messages import radial_messages
 from dpt_hpc.ops.radial_taps import RadialTaps, expnorm_taps, spline_taps
 from dpt_hpc.ops.radius_graph import RadiusGraph, radius_graph
 
-NATIVE_DEVICES = ("cpu",)
-"""Device types on which every native kernel runs. (The radius graph alone also has a CUDA kernel.)"""
+NATIVE_DEVICES = ("cpu", "cuda") if _C.has_cuda else ("cpu",)
+"""Device types on which the native kernels of this build run."""
 
 __all__ = [
     "NATIVE_DEVICES",

@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.ops import messages_cuda
 from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
 from dpt_hpc.ops.backends import Backend, plain_twins
 from dpt_hpc.ops.radial_basis import RadialBasis
@@ -49,12 +50,28 @@ def cgconv(
             target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation
         )
         return twin
-    if target_features.device.type != "cpu":
+    if target_features.device.type != "cpu" and not (target_features.is_cuda and _C.has_cuda):
         raise EnvironmentFault(
             f"cgconv: tensors are on {target_features.device}, but this build of dpt_hpc has no CUDA kernels.\n"
             "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
         )
-    message = _Message(basis, graph, aggregation == "mean")
+    cuda = _C if target_features.is_cuda else None
+    return fused(target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation, cuda)
+
+
+def fused(
+    target_features: Tensor,
+    source_features: Tensor,
+    edge_lengths: Tensor,
+    filter_weights: Tensor,
+    basis: RadialBasis,
+    graph: RadiusGraph,
+    aggregation: Aggregation = "mean",
+    cuda: Any = None,
+) -> Tensor:
+    """cgconv by the native kernels, without its checks. `cuda`: the module with the CUDA kernels that are to run,
+    dpt_hpc._C or the tests' emulation of it; None runs the CPU's."""
+    message = _Message(basis, graph, aggregation == "mean", cuda)
     result: Tensor = apply(_CGConv, target_features, source_features, edge_lengths, filter_weights, message)
     return result
 
@@ -66,6 +83,7 @@ class _Message:
     basis: RadialBasis
     graph: RadiusGraph
     mean: bool
+    cuda: Any = None
     scope: Scope | None = field(default_factory=current_scope)
 
     @property
@@ -76,6 +94,10 @@ class _Message:
         """Call a native pass on (target_features, source_features, edge_lengths, filter_weights)."""
         a, b, lengths, table = (t.detach().contiguous() for t in inputs)
         held = {key: t.detach().contiguous() for key, t in pointers.items() if t is not None}
+        if self.cuda is not None:
+            held |= {"a": a, "b": b, "lengths": lengths, "table": table}
+            messages_cuda.run(self.cuda, name, self.basis, self.graph, self.mean, inputs[2], held)
+            return
         native = getattr(_C, f"{name}_{'float32' if a.dtype == torch.float32 else 'float64'}")
         source = self.graph.edge_index[0].contiguous()
         target_ptr = self.graph.target_ptr.contiguous()

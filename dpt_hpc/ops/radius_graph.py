@@ -42,17 +42,13 @@ class RadiusGraph:
     def by_source(self) -> tuple[Tensor, Tensor]:
         """(order (E,) int64, ptr (N+1,) int64): order[ptr[j]:ptr[j+1]] are the edges out of atom j, ascending."""
         if self.edge_index.is_cuda:
-            order = torch.argsort(self.edge_index[0], stable=True)
-            return order, _offsets(torch.bincount(self.edge_index[0], minlength=self.num_atoms))
+            sources, order = torch.sort(self.edge_index[0], stable=True)
+            return order, torch.searchsorted(sources, torch.arange(self.num_atoms + 1, device=sources.device))
         order = torch.empty(self.num_edges, dtype=torch.int64)
         ptr = torch.empty(self.num_atoms + 1, dtype=torch.int64)
         sources = self.edge_index[0].contiguous()
         _C.edges_by_source(sources.data_ptr(), self.num_edges, self.num_atoms, ptr.data_ptr(), order.data_ptr())
         return order, ptr
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def radius_graph(

@@ -29,8 +29,13 @@
 #define __device__
 #define __host__
 
+#define __launch_bounds__(...)
+
 using std::abs;
+using std::exp;
 using std::fabs;
+using std::floor;
+using std::log1p;
 using std::rint;
 
 struct Index3 {
