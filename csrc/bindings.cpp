@@ -1,3 +1,4 @@
+#include "bind_gather_aggregate.h"
 #include "bindings_cuda.h"
 #include "ops.h"
 
@@ -94,6 +95,8 @@ template <class Level>
 void bind(py::module_ m) {
   bind_cgconv<Level, float>(m, "float32");
   bind_cgconv<Level, double>(m, "float64");
+  dpt::bind_gather_aggregate<Level, float>(m, "float32");
+  dpt::bind_gather_aggregate<Level, double>(m, "float64");
   bind_radius_graph<Level>(m);
 }
 

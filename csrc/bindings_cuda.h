@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bind_cgconv_cuda.h"
+#include "bind_gather_aggregate.h"
 #include "ops.h"
 
 namespace dpt {
@@ -13,6 +14,8 @@ inline void bind_cuda(pybind11::module_& m) {
   const auto integers = [](uintptr_t address) { return reinterpret_cast<int64_t*>(address); };
   const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
   const auto bytes = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
+  bind_cuda_gather_aggregate<float>(m, "float32");
+  bind_cuda_gather_aggregate<double>(m, "float64");
   py::class_<CudaRadiusGraph>(m, "CudaRadiusGraph", py::module_local())  // beside the emulated one
       .def(py::init([=](uintptr_t positions, uintptr_t cells, uintptr_t pbc, uintptr_t atom_ptr,
                         int64_t num_structures, int64_t num_atoms, double cutoff, int32_t max_images,

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cgconv.h"
+#include "gather_aggregate.h"
 #include "radius_graph.h"
 
 namespace dpt {

@@ -6,6 +6,7 @@ Each has a native kernel (C++, dpt_hpc._C) and a slow plain twin in `dpt_hpc.ops
 from dpt_hpc import _C
 from dpt_hpc.ops.autograd import inner_derivative
 from dpt_hpc.ops.backends import Backend
+from dpt_hpc.ops.gather_aggregate import edge_product, gather_aggregate
 from dpt_hpc.ops.messages import cgconv
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radial_messages import radial_messages
@@ -22,7 +23,9 @@ __all__ = [
     "RadialTaps",
     "RadiusGraph",
     "cgconv",
+    "edge_product",
     "expnorm_taps",
+    "gather_aggregate",
     "inner_derivative",
     "radial_messages",
     "radius_graph",

@@ -35,6 +35,14 @@ def radial_messages(*inputs: Any, **options: Any) -> tuple[Tensor, Tensor | None
     return reference.radial_messages(*inputs, **options, sum_rows=_sum_rows)
 
 
+def gather_aggregate(weights: Tensor, features: Tensor, graph: RadiusGraph) -> Tensor:
+    """As `dpt_hpc.ops.gather_aggregate`, summed by torch-scatter; differentiable any number of times."""
+    return reference.gather_aggregate(weights, features, graph, sum_rows=_sum_rows)
+
+
+edge_product = reference.edge_product
+
+
 def radius_graph(
     positions: Tensor,
     cell: Tensor,

@@ -162,3 +162,16 @@ def radial_messages(
     along_vectors = vectors.index_select(0, source) * (value[1] * parts[1])[:, None, :]
     along_edges = directions[:, :, None] * (value[2] * parts[2])[:, None, :]
     return x, sum_rows(target, along_vectors + along_edges, graph.num_atoms)
+
+
+def gather_aggregate(weights: Tensor, features: Tensor, graph: RadiusGraph, *, sum_rows: SumRows = sum_rows) -> Tensor:
+    """As `dpt_hpc.ops.gather_aggregate`, with the (E,F) messages stored."""
+    source, target = graph.edge_index
+    return sum_rows(target, weights * features.index_select(0, source), graph.num_atoms)
+
+
+def edge_product(targets: Tensor, sources: Tensor, graph: RadiusGraph, reduce: bool = False) -> Tensor:
+    """As `dpt_hpc.ops.edge_product`."""
+    source, target = graph.edge_index
+    product = targets.index_select(0, target) * sources.index_select(0, source)
+    return product.sum(1, keepdim=True) if reduce else product
