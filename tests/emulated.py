@@ -70,10 +70,12 @@ def run_with_address_sanitizer(test_file: str) -> None:
     """The tests of a file once more, in a process that the address sanitizer watches."""
     if os.environ.get(SANITIZED):
         pytest.skip("this is that process")
-    library = subprocess.run([COMPILER, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    # The sanitizer looks for the exceptions of C++ when it is loaded, and the interpreter brings none.
+    queries = [[COMPILER, f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
+    libraries = [subprocess.run(q, check=True, capture_output=True, text=True).stdout.strip() for q in queries]
     environment = os.environ | {
         SANITIZED: "1",
-        "LD_PRELOAD": library.stdout.strip(),
+        "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test_file]
