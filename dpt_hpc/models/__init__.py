@@ -3,6 +3,7 @@
 from dpt_hpc.models.cgcnn import CGCNN, CGCNNOptions
 from dpt_hpc.models.derivatives import Prediction, predict
 from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.models.precision import set_precision
 from dpt_hpc.models.scaling import Scaling
 from dpt_hpc.models.torchmd_et import TorchMDET, TorchMDETOptions
 
@@ -18,6 +19,7 @@ __all__ = [
     "build_model",
     "model_options",
     "predict",
+    "set_precision",
 ]
 
 ModelOptions = CGCNNOptions | TorchMDETOptions

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.radial import gaussian_basis, tabulate
-from dpt_hpc.ops import Backend, RadialBasis, RadiusGraph, cgconv
+from dpt_hpc.ops import Backend, Precision, RadialBasis, RadiusGraph, cgconv, linear
 
 LEAST = {
     "max_neighbors": 1,
@@ -86,6 +87,8 @@ class CGConv(nn.Module):
     W z is split into W_i x_i + W_j x_j + W_e e_ij: the first two are per atom, and the concatenation never exists.
     """
 
+    precision: Precision = "float32"
+
     def __init__(self, hidden: int, radial: int) -> None:
         super().__init__()
         self.hidden = hidden
@@ -111,8 +114,8 @@ class CGConv(nn.Module):
         )
         filters = radial.t() if table is None else table.to(radial.dtype) @ radial.t()
         return x + cgconv(
-            functional.linear(x, target, self.bias),
-            functional.linear(x, source),
+            linear(x, target, self.bias, self.precision),
+            linear(x, source, None, self.precision),
             edge_lengths,
             filters,
             basis,
@@ -136,7 +139,7 @@ class CGCNN(EnergyModel):
         self.embedding = nn.Linear(options.num_elements, options.hidden)
         self.convolutions = nn.ModuleList(CGConv(options.hidden, options.gaussians) for _ in range(options.layers))
         widths = [options.hidden] + [options.readout_hidden] * options.readout_layers
-        self.readout = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.readout = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(widths[-1], 1)
         basis = gaussian_basis(options.cutoff, options.gaussians, options.gaussian_width)
         table = None

@@ -77,14 +77,15 @@ class ExpNormal(nn.Module):
         directions = edge_vectors / lengths[:, None]
         # Rounded, an edge may be longer than the cutoff: there the cosine has come to its end.
         envelope = _cosine(lengths.clamp(max=self.cutoff), self.cutoff)
-        if self.splines is None or self.knots is None:
+        if self.splines is None or self.knots is None or self.interpolation is None:
             taps = expnorm_taps(lengths, self.means, self.betas, self.alpha, envelope)
             return EdgeGeometry(taps, envelope, directions)
         taps = spline_taps(self._coordinate(lengths), self.splines)
         # Beyond the cutoff the table goes on smoothly: the clamped cosine would bend the last spline.
-        decay = torch.exp(-self.alpha * self.knots)[:, None] - self.means
-        values = _cosine(self.knots, self.cutoff)[:, None] * torch.exp(-self.betas * decay * decay)
-        return EdgeGeometry(taps, envelope, directions, values, self.interpolation)
+        knots, interpolation = (table.to(self.means.dtype) for table in (self.knots, self.interpolation))
+        decay = torch.exp(-self.alpha * knots)[:, None] - self.means
+        values = _cosine(knots, self.cutoff)[:, None] * torch.exp(-self.betas * decay * decay)
+        return EdgeGeometry(taps, envelope, directions, values, interpolation)
 
     def _coordinate(self, lengths: Tensor) -> Tensor:
         return 1 - torch.exp(-self.alpha * lengths) + (LINEAR_PART / self.cutoff) * lengths

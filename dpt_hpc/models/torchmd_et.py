@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,11 @@ from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.exp_normal import EdgeGeometry, ExpNormal
+from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.whitening import Whitening
-from dpt_hpc.ops import RadiusGraph, radial_messages
+from dpt_hpc.ops import Backend, RadiusGraph, radial_messages
+
+AnyLinear = TypeVar("AnyLinear", bound=nn.Linear)
 
 LEAST = {
     "max_neighbors": 1,
@@ -53,7 +56,7 @@ class TorchMDETOptions:
     vector_norm: whitened makes the vectors that a head reads uncorrelated and of size one; null leaves them alone
     filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
     table_knots: intervals of that table
-    backend: native is the fused kernels, reference the plain PyTorch twin
+    backend: of the messages: native is the fused kernels, reference and pyg are plain twins (dpt_hpc.ops.backends)
 
     Raises ValueError for a value out of its range.
     """
@@ -73,7 +76,7 @@ class TorchMDETOptions:
     vector_norm: Literal["whitened"] | None = None
     filters: Literal["exact", "table"] = "exact"
     table_knots: int = 512
-    backend: Literal["native", "reference"] = "native"
+    backend: Backend = "native"
 
     def __post_init__(self) -> None:
         if not self.cutoff > 0:
@@ -96,7 +99,7 @@ class NeighborEmbedding(nn.Module):
         self.backend = options.backend
         self.embedding = nn.Embedding(options.num_elements, options.hidden)
         self.filters = xavier(nn.Linear(options.radial, options.hidden))
-        self.combine = xavier(nn.Linear(2 * options.hidden, options.hidden))
+        self.combine = xavier(Linear(2 * options.hidden, options.hidden))
 
     def forward(self, x: Tensor, element: Tensor, edges: EdgeGeometry, graph: RadiusGraph) -> Tensor:
         """x (N,C), element (N,): Z - 1 -> (N,C)."""
@@ -125,9 +128,9 @@ class Attention(nn.Module):
         hidden = options.hidden
         self.heads, self.backend = options.heads, options.backend
         self.norm = nn.LayerNorm(hidden)
-        self.projection = xavier(nn.Linear(hidden, 5 * hidden), hidden, hidden, 3 * hidden)
-        self.vector_projection = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.output_projection = xavier(nn.Linear(hidden, 3 * hidden))
+        self.projection = xavier(Linear(hidden, 5 * hidden), hidden, hidden, 3 * hidden)
+        self.vector_projection = Linear(hidden, 3 * hidden, bias=False)
+        self.output_projection = xavier(Linear(hidden, 3 * hidden))
         self.filters = xavier(nn.Linear(options.radial, 4 * hidden), hidden, 3 * hidden)
         nn.init.xavier_uniform_(self.vector_projection.weight)
 
@@ -184,7 +187,7 @@ class TorchMDET(EnergyModel):
         self.norm = nn.LayerNorm(options.hidden)
         self.vector_norm = Whitening(options.hidden) if options.vector_norm == "whitened" else None
         widths = [options.hidden] + [options.readout_hidden] * options.readout_layers
-        self.readout = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.readout = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(widths[-1], 1)
 
     def features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> tuple[Tensor, Tensor]:
@@ -222,7 +225,7 @@ class TorchMDET(EnergyModel):
         return self.norm(x), vectors
 
 
-def xavier(linear: nn.Linear, *rows: int) -> nn.Linear:
+def xavier(linear: AnyLinear, *rows: int) -> AnyLinear:
     """Xavier-uniform weights, for each block of `rows` as the matrix of its own that it stands for; zero bias."""
     for block in linear.weight.detach().split(list(rows) or linear.out_features):
         nn.init.xavier_uniform_(block)

@@ -7,6 +7,7 @@ from dpt_hpc import _C
 from dpt_hpc.ops.autograd import inner_derivative
 from dpt_hpc.ops.backends import Backend
 from dpt_hpc.ops.gather_aggregate import edge_product, gather_aggregate
+from dpt_hpc.ops.linear import Precision, linear
 from dpt_hpc.ops.messages import cgconv
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radial_messages import radial_messages
@@ -19,6 +20,7 @@ NATIVE_DEVICES = ("cpu", "cuda") if _C.has_cuda else ("cpu",)
 __all__ = [
     "NATIVE_DEVICES",
     "Backend",
+    "Precision",
     "RadialBasis",
     "RadialTaps",
     "RadiusGraph",
@@ -27,6 +29,7 @@ __all__ = [
     "expnorm_taps",
     "gather_aggregate",
     "inner_derivative",
+    "linear",
     "radial_messages",
     "radius_graph",
     "spline_taps",

@@ -107,7 +107,9 @@ class TrainingOptions(Options):
     clip_norm: float | None = Field(10.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Exponential moving average of the weights; validation, best checkpoint and export then use the average."""
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64", "bf16", "tf32"] = "float32"
+    """bf16, tf32 (GPU only): float32, but the node-wise matrix products in that format. Weights, gradients, geometry,
+    messages, sums and energies stay in float32."""
     evaluation_batch_size: int = Field(64, ge=1)
 
 

@@ -11,11 +11,12 @@ import torch
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
-from dpt_hpc.models import Scaling
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.models import Scaling, set_precision
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import ModelCard, load_state, load_weights
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
-from dpt_hpc.train.engine import build_engine
+from dpt_hpc.train.engine import build_engine, choose_device
 from dpt_hpc.train.loop import Data, Trainer, collect_predictions, evaluate
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
@@ -66,8 +67,16 @@ class Run:
         """
         config = self.config
         check_elements(dataset, config.model.num_elements)
-        dtype = torch.float64 if config.training.precision == "float64" else torch.float32
+        precision = config.training.precision
+        dtype = torch.float64 if precision == "float64" else torch.float32
         model.to(dtype)
+        if precision in ("bf16", "tf32"):
+            if precision == "tf32" and choose_device(config.engine, self.world).type != "cuda":
+                raise ConfigError(
+                    "training.precision is tf32, a format of NVIDIA's tensor cores, but this run is on the CPU.\n"
+                    "Set training.precision to bf16 or float32, or engine.device=cuda."
+                )
+            set_precision(model, precision)
         weights = {}
         if self.resume:
             weights = load_weights(self.last)
