@@ -1,0 +1,186 @@
+"""The native operations on a real GPU: the CPU's results, their derivatives, the same bits always, on any stream.
+
+To add an operation: a line in OPERATIONS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from message_cases import GAUSSIANS, GRAPHS, SPLINES, inputs
+from systems import FCC, NASTY, batch_of, random_system, supercell
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from dpt_hpc import _C
+from dpt_hpc.models import CGCNNOptions, build_model, predict
+from dpt_hpc.ops import RadiusGraph, cgconv, edge_product, gather_aggregate, radius_graph
+from dpt_hpc.structure import Batch, Structure
+
+pytestmark = pytest.mark.skipif(
+    not (torch.cuda.is_available() and _C.has_cuda), reason="needs a GPU and dpt_hpc built with its CUDA kernels"
+)
+
+Operation = tuple[Callable[..., Tensor], Callable[[RadiusGraph], list[Tensor]]]
+"""A function of a graph and float tensors, and such tensors in float64 on the CPU."""
+
+
+def _normal(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+OPERATIONS: dict[str, Operation] = {
+    "cgconv, Gaussians": (lambda g, *t: cgconv(*t, GAUSSIANS, g), partial(inputs, basis=GAUSSIANS, channels=4)),
+    "cgconv, splines": (lambda g, *t: cgconv(*t, SPLINES, g), partial(inputs, basis=SPLINES, channels=4)),
+    "cgconv, 37 channels": (lambda g, *t: cgconv(*t, SPLINES, g, "sum"), partial(inputs, basis=SPLINES, channels=37)),
+    "gather_aggregate": (
+        lambda g, *t: gather_aggregate(*t, g),
+        lambda g: [_normal(g.num_edges, 6), _normal(g.num_atoms, 6)],
+    ),
+    "edge_product": (
+        lambda g, *t: edge_product(*t, g),
+        lambda g: [_normal(g.num_atoms, 6), _normal(g.num_atoms, 6)],
+    ),
+}
+
+operations = pytest.mark.parametrize("name", OPERATIONS)
+
+
+def moved(graph: RadiusGraph, device: str) -> RadiusGraph:
+    tensors = (graph.edge_index, graph.cell_shifts, graph.target_ptr)
+    return RadiusGraph(*(t.to(device) for t in tensors), graph.num_truncated)
+
+
+def case(
+    name: str, graph: RadiusGraph, device: str = "cuda", dtype: torch.dtype = torch.float64
+) -> tuple[Callable[..., Tensor], RadiusGraph, list[Tensor]]:
+    operation, make = OPERATIONS[name]
+    tensors = [t.detach().to(device, dtype).requires_grad_() for t in make(graph)]
+    return operation, moved(graph, device), tensors
+
+
+def derivatives(operation: Callable[..., Tensor], graph: RadiusGraph, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The value, its first derivatives and the second ones, along directions that depend on the shapes alone."""
+
+    def direction(like: Tensor) -> Tensor:
+        steps = torch.arange(like.numel(), dtype=torch.float64, device=like.device)
+        return torch.cos(steps).reshape(like.shape).to(like.dtype)
+
+    y = operation(graph, *tensors)
+    along = direction(y).requires_grad_()
+    first = torch.autograd.grad((y * along).sum(), tensors, create_graph=True)
+    product = sum((g * direction(g)).sum() for g in first)
+    second = torch.autograd.grad(product, [along, *tensors])
+    return [t.detach() for t in (y, *first, *second)]
+
+
+def large_graph() -> RadiusGraph:
+    """Rows of all lengths, some of them longer than a block's share."""
+    return radius_graph(*batch_of([supercell(FCC, 3.6, 5, rattle=0.3), NASTY["isolated atoms"]]), 6.0, 77)
+
+
+@pytest.mark.parametrize("max_neighbors", [None, 7])
+def test_radius_graph_equals_the_cpu(max_neighbors: int | None) -> None:
+    crystals = [supercell(FCC, 3.6, 6, rattle=0.2)]
+    for systems in (list(NASTY.values()), [random_system(seed) for seed in range(200)], crystals, []):
+        batch = batch_of(systems)
+        expected = radius_graph(*batch, 3.5, max_neighbors)
+        found = radius_graph(*(t.cuda() for t in batch), 3.5, max_neighbors)
+        assert found.edge_index.is_cuda
+        assert found.num_truncated == expected.num_truncated
+        for field in ("edge_index", "cell_shifts", "target_ptr"):
+            assert torch.equal(getattr(found, field).cpu(), getattr(expected, field))
+        for mine, theirs in zip(found.by_source, expected.by_source, strict=True):
+            assert torch.equal(mine.cpu(), theirs)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@operations
+def test_equals_the_cpu(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    for make in (*GRAPHS.values(), large_graph):  # some have no edges, or no atoms
+        graph = make()
+        expected = derivatives(*case(name, graph, "cpu"))
+        for mine, theirs in zip(derivatives(*case(name, graph, dtype=dtype)), expected, strict=True):
+            assert mine.is_cuda
+            if mine.numel():
+                error = (mine.cpu() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
+                assert error <= tolerance, f"{error:.2e}"
+
+
+@operations
+def test_first_and_second_derivatives(name: str) -> None:
+    for make in GRAPHS.values():
+        operation, graph, tensors = case(name, make())
+        assert gradcheck(partial(operation, graph), tensors, fast_mode=True)
+        assert gradgradcheck(partial(operation, graph), tensors, fast_mode=True)
+
+
+@operations
+def test_same_bits_always_and_on_another_stream(name: str) -> None:
+    once = derivatives(*case(name, large_graph(), dtype=torch.float32))
+    stream = torch.cuda.Stream()
+    for context in (torch.cuda.stream(stream), torch.cuda.stream(None)):
+        with context:
+            again = derivatives(*case(name, large_graph(), dtype=torch.float32))
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+@operations
+def test_second_device(name: str) -> None:
+    expected = derivatives(*case(name, large_graph(), dtype=torch.float32))
+    found = derivatives(*case(name, large_graph(), "cuda:1", torch.float32))
+    assert all(t.device.index == 1 for t in found)
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+
+
+@operations
+def test_in_a_cuda_graph(name: str) -> None:
+    """All passes are captured once, and replayed on other numbers."""
+    operation, graph, tensors = case(name, GRAPHS["mixed batch"](), dtype=torch.float32)
+    _, _, others = case(name, GRAPHS["mixed batch"](), dtype=torch.float32)
+    for t in others:
+        t.data.mul_(0.8)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        derivatives(operation, graph, tensors)  # what is made once per graph, is made before
+    torch.cuda.current_stream().wait_stream(stream)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = derivatives(operation, graph, tensors)
+    for t, other in zip(tensors, others, strict=True):
+        t.data.copy_(other.data)
+    captured.replay()
+    torch.cuda.synchronize()
+    expected = derivatives(operation, graph, others)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("filters", ["exact", "table"])
+def test_a_network_and_its_training_gradient(filters: str) -> None:
+    """Energy, forces, stress and the gradient of a loss on them equal the CPU's."""
+    torch.manual_seed(0)
+    model = build_model(CGCNNOptions(cutoff=5.0, filters=filters)).double()
+    structures = [
+        Structure(s.positions, s.cell, s.pbc, torch.full((s.num_atoms,), 29))
+        for s in (supercell(FCC, 3.6, 1, rattle=0.1), NASTY["triclinic, smaller than the cutoff"])
+    ]
+    batch = Batch.from_structures(structures, dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device).train()
+        model.zero_grad()
+        p = predict(model, batch.to(device))
+        assert p.forces is not None
+        assert p.stress is not None
+        (p.energy.square().sum() + p.forces.square().sum() + p.stress.square().sum()).backward()
+        gradients = [q.grad for q in model.parameters() if q.grad is not None]
+        results.append([t.detach().cpu() for t in (p.energy, p.forces, p.stress, *gradients)])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-9 * theirs.abs().max()
