@@ -20,6 +20,7 @@ BIN := $(VENV)/bin
 ENVIRONMENT := $(VENV)/.environment
 KERNELS := $(VENV)/.kernels
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
+TEST_CPP := $(wildcard tests/emulation/*.h tests/emulation/*.cpp)
 
 # The stamps name what they were made with, so that another TORCH or DPT_HPC_CUDA installs or builds again.
 ifneq ($(TORCH),$(shell cat $(ENVIRONMENT) 2>/dev/null))
@@ -92,19 +93,21 @@ lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy, cl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(TEST_CPP)
 
 format: $(ENVIRONMENT) ## let ruff and clang-format write the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(TEST_CPP)
 
-cuda: $(ENVIRONMENT) ## compile the CUDA kernels for the A100 and the H100, no warning allowed (needs nvcc, but no GPU)
+cuda: $(ENVIRONMENT) ## compile the CUDA kernels for the A100 and the H100: no warning, no spilled register (needs nvcc, but no GPU)
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	cmake -S . -B build/cuda -G Ninja --log-level=WARNING -DDPT_HPC_CUDA=ON -DDPT_HPC_WERROR=ON \
-	  -DCMAKE_CUDA_ARCHITECTURES='80;90' -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)"; \
-	cmake --build build/cuda --target kernels_cuda --clean-first 2>&1 | tee build/cuda/log; \
-	! grep -i 'warning' build/cuda/log
+	  -DCMAKE_CUDA_ARCHITECTURES='80;90' -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
+	  -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)"; \
+	cmake --build build/cuda --target kernels_cuda --clean-first >build/cuda/log 2>&1 || { cat build/cuda/log; exit 1; }; \
+	if grep -i -B 2 -E 'warning|[1-9][0-9]* bytes spill' build/cuda/log; then exit 1; fi; \
+	echo "== $$(grep -c 'Compiling entry function' build/cuda/log) kernels for two GPUs, no warning, no spilled register"
 
 clean: ## remove the environment and all build output
 	rm -rf $(VENV) build dist

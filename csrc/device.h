@@ -39,6 +39,20 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, Argum
     throw std::runtime_error(std::string("CUDA launch: ") + cudaGetErrorString(error));
 }
 
+// Atomics on integers, whose results do not depend on the order of the threads; the old value.
+__device__ inline int64_t atomic_add(int64_t* address, int64_t value) {
+  return int64_t(atomicAdd(reinterpret_cast<unsigned long long*>(address), uint64_t(value)));
+}
+__device__ inline int64_t atomic_min(int64_t* address, int64_t value) {
+  return atomicMin(reinterpret_cast<long long*>(address), static_cast<long long>(value));
+}
+__device__ inline int64_t atomic_max(int64_t* address, int64_t value) {
+  return atomicMax(reinterpret_cast<long long*>(address), static_cast<long long>(value));
+}
+__device__ inline int32_t atomic_max(int32_t* address, int32_t value) {
+  return atomicMax(address, value);
+}
+
 // The shared memory of this block.
 template <class T>
 __device__ T* shared_memory() {

@@ -11,6 +11,7 @@
 #include "cgconv.h"
 #include "gather_aggregate.h"
 #include "radius_graph.h"
+#include "radius_graph_cuda.h"
 
 namespace dpt {
 
@@ -42,36 +43,6 @@ struct RadiusGraphOps {
   //   sources (E,) in [0, N) · ptr (N+1,) out · order (E,) out
   static void by_source(const int64_t* sources, int64_t num_edges, int64_t num_atoms, int64_t* ptr,
                         int64_t* order);
-};
-
-// The same radius graph on a GPU: pointers to device memory, all work on one stream, nothing allocated. The
-// caller makes target_ptr from the counts (an exclusive sum of min(count, max_neighbors)) and reads the
-// faults before it fills.
-struct CudaRadiusGraph {
-  const double* positions;  // (N,3)
-  const double* cells;      // (B,3,3)
-  const uint8_t* pbc;       // (B,3)
-  const int64_t* atom_ptr;  // (B+1,)
-  int64_t num_structures;
-  int64_t num_atoms;
-  double cutoff;
-  int32_t max_images;  // the largest int32: all
-  double* fractions;   // (N,3) workspace
-  void* records;       // (B, record_bytes()) workspace
-  int32_t* faults;     // (B,) out, RadiusFault::Kind; structures with one have no edges
-
-  static int64_t record_bytes();
-  // counts (N,) out: all edges of each target · coincident (N,) out: the lowest coincident source, or -1
-  void count(int64_t* counts, int64_t* coincident, void* stream) const;
-  // For each row of more than max_neighbors: the bits of the squared distance of the last edge kept, and how
-  // many edges at that distance are.
-  //   offsets (N,): where each long row starts in the workspace distances · last_key, ties (N,) out
-  void select(const int64_t* counts, int64_t max_neighbors, const int64_t* offsets, double* distances,
-              int64_t* last_key, int64_t* ties, void* stream) const;
-  // edge_index (2,E) out · cell_shifts (E,3) out, as RadiusGraphOps::fill
-  void fill(const int64_t* counts, int64_t max_neighbors, const int64_t* last_key, const int64_t* ties,
-            const int64_t* target_ptr, int64_t num_edges, int64_t* edge_index, int32_t* cell_shifts,
-            void* stream) const;
 };
 
 // The message of CGConv and its aggregation over the edges e = (j -> i) of each target i (types in cgconv.h):

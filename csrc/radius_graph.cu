@@ -1,169 +1,86 @@
-// The radius graph on a GPU: one warp per target over all pairs and all images of a box around the nearest
-// image.
-//
-// Candidates are visited in the order of the edges (source slowest, then shift), 32 at a time, and take their
-// places by ballots: rows come out sorted without a sort, an atomic or a guess of their size. The distance is
-// the float64 predicate of periodic_cell.h, the CPU's, by the same roundings, so both give the same edges.
-#include "device.h"
-#include "ops.h"
-#include "periodic_cell.h"
+// The radius graph on a GPU: one warp per target. Candidates are visited 32 at a time and take their places
+// by ballots, so rows come out without an atomic or a guess of their size; rows are sorted only where
+// candidates come out of order. The distance is the float64 predicate of periodic_cell.h, the CPU's, by the
+// same roundings, so both give the same edges.
+#include "radius_visits.h"
+#include "warp_sort.h"
 
 namespace dpt {
 namespace {
 
-constexpr int kThreads = 128;             // four targets a block
-constexpr double kMostImages = 1 << 26;   // of one pair
-constexpr double kLargestFraction = 1e8;  // beyond it the fractions lose the digits that kSlack counts on
-constexpr double kLargest = 1e15;         // Å, as on the CPU
-constexpr double kSlack = 1e-6;           // of a cell; rounding of differences of fractions
+constexpr int kThreads = 128;  // four targets a block
 constexpr int64_t kNoSource = INT64_MAX;
 
-struct Record {
-  PeriodicCell cell;
-  int32_t reach[3];  // images within the cutoff are at most this far from the nearest one, on each axis
-};
-
-__device__ int64_t structure_of(const int64_t* atom_ptr, int64_t num_structures, int64_t atom) {
-  int64_t low = 0, high = num_structures;  // atom_ptr[low] <= atom < atom_ptr[high]
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    if (atom_ptr[middle] <= atom) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+__device__ void tally(const CudaRadiusGraph& graph, CudaRadiusGraph::Tally row, int64_t i, int64_t value) {
+  graph.tallies[row * (graph.num_atoms + 1) + i + 1] = value;
 }
 
-__global__ void prepare_cells(const double* cells, const uint8_t* pbc, int64_t num_structures, double cutoff,
-                              Record* records, int32_t* faults) {
-  const int64_t s = thread_id();
-  if (s >= num_structures) return;
-  Record record{PeriodicCell(cells + 9 * s, pbc + 3 * s), {0, 0, 0}};
-  faults[s] = RadiusFault::None;
-  double images = 1;
-  for (int a = 0; a < 3 && !record.cell.degenerate; ++a) {
-    if (!record.cell.periodic[a]) continue;
-    const double reach = cutoff / record.cell.height(a) + 0.5 + kSlack;
-    images *= 2 * reach + 1;
-    record.reach[a] = images < kMostImages ? int32_t(reach) : 0;
-  }
-  if (record.cell.degenerate) {
-    faults[s] = RadiusFault::Cell;
-  } else if (!(images < kMostImages)) {
-    faults[s] = RadiusFault::Images;
-  }
-  records[s] = record;
-}
-
-// The largest fault of a structure's atoms wins, in whatever order they write.
-__global__ void prepare_atoms(const double* positions, const int64_t* atom_ptr, int64_t num_structures,
-                              int64_t num_atoms, const Record* records, double* fractions, int32_t* faults) {
-  const int64_t i = thread_id();
-  if (i >= num_atoms) return;
-  const int64_t s = structure_of(atom_ptr, num_structures, i);
-  const double* r = positions + 3 * i;
-  const PeriodicCell cell = records[s].cell;
-  if (!(fabs(r[0]) <= kLargest && fabs(r[1]) <= kLargest && fabs(r[2]) <= kLargest)) {
-    atomicMax(&faults[s], int32_t(RadiusFault::Positions));
-    return;
-  }
-  for (int a = 0; a < 3; ++a) {
-    const double f = cell.periodic[a] && !cell.degenerate ? cell.fraction(a, r) : 0;
-    if (!(fabs(f) <= kLargestFraction)) atomicMax(&faults[s], int32_t(RadiusFault::Images));
-    fractions[3 * i + a] = f;
-  }
-}
-
-struct Search {
-  const double* positions;
-  const double* fractions;
-  const int64_t* atom_ptr;
-  const Record* records;
-  const int32_t* faults;
-  int64_t num_structures;
-  int64_t num_atoms;
-  double cutoff;
-  int32_t max_images;  // INT32_MAX: all
-};
-
-struct Candidate {
-  bool inside;
-  int64_t source;
-  int32_t shift[3];
-  double squared;
-};
-
-// Calls visit(candidate) for all candidates of target i, by whole warps, in the order of the edges. Lanes
-// past the end get candidates that are not inside.
-template <class Visit>
-__device__ void visit_candidates(const Search& search, int64_t i, const Visit& visit) {
-  const int64_t s = structure_of(search.atom_ptr, search.num_structures, i);
-  if (search.faults[s] != RadiusFault::None) return;
-  const Record record = search.records[s];
-  const int64_t last = search.atom_ptr[s + 1];
-  const int32_t size[3] = {2 * record.reach[0] + 1, 2 * record.reach[1] + 1, 2 * record.reach[2] + 1};
-  const int64_t images = int64_t(size[0]) * size[1] * size[2];
-  const double* to = search.positions + 3 * i;
-  // Place in the box and source, as the digits of a number that steps by 32.
-  const auto digits = [&](int64_t number, int32_t* place) {
-    place[2] = int32_t(number % size[2]);
-    place[1] = int32_t(number / size[2] % size[1]);
-    place[0] = int32_t(number / (int64_t(size[2]) * size[1]) % size[0]);
-    return number / images;
-  };
-  int32_t place[3], step[3];
-  int64_t source = search.atom_ptr[s] + digits(lane_id(), place);
-  const int64_t source_step = digits(kWarp, step);
-  for (int64_t left = (last - search.atom_ptr[s]) * images; left > 0; left -= kWarp) {
-    Candidate candidate{source < last, source, {0, 0, 0}, 0};
-    if (candidate.inside) {
-      bool home = source == i, near = true;
-      for (int a = 0; a < 3; ++a) {
-        const double difference = search.fractions[3 * source + a] - search.fractions[3 * i + a];
-        candidate.shift[a] = place[a] - record.reach[a] - int32_t(rint(difference));
-        home = home && candidate.shift[a] == 0;
-        near = near && abs(candidate.shift[a]) <= search.max_images;
+__global__ void count_edges(const CudaRadiusGraph graph) {
+  const int64_t i = warp_id();
+  if (i >= graph.num_atoms) return;
+  bool fault;
+  const Record& record = record_of(graph, i, &fault);
+  int64_t count = 0, twin = kNoSource, group = 0;
+  uint64_t marks = 0;
+  if (!fault) {
+    visit_candidates(graph, record, i, [&](const Candidate& candidate) {
+      const unsigned inside = __ballot_sync(kAllLanes, candidate.inside);
+      count += __popc(inside);
+      if (group / 2 == lane_id()) marks |= uint64_t(inside) << (group % 2 * kWarp);
+      ++group;
+      if (candidate.inside && candidate.squared <= kCoincident * kCoincident && candidate.source < twin) {
+        twin = candidate.source;
       }
-      candidate.squared = record.cell.squared_distance(to, search.positions + 3 * source, candidate.shift);
-      candidate.inside = near && !home && candidate.squared <= search.cutoff * search.cutoff;
-    }
-    visit(candidate);
-    int32_t carry = 0;
-    for (int a = 2; a >= 0; --a) {
-      place[a] += step[a] + carry;
-      carry = place[a] >= size[a];
-      place[a] -= carry ? size[a] : 0;
-    }
-    source += source_step + carry;
+    });
+    if (record.masked) graph.masks[kWarp * i + lane_id()] = marks;
   }
-}
-
-__global__ void count_edges(Search search, int64_t* counts, int64_t* coincident) {
-  const int64_t i = warp_id();
-  if (i >= search.num_atoms) return;
-  int64_t count = 0, twin = kNoSource;
-  visit_candidates(search, i, [&](const Candidate& candidate) {
-    count += __popc(__ballot_sync(kAllLanes, candidate.inside));
-    if (candidate.inside && candidate.squared <= kCoincident * kCoincident && candidate.source < twin) {
-      twin = candidate.source;
-    }
-  });
   twin = warp_min(twin);
-  if (lane_id() == 0) {
-    counts[i] = count;
-    coincident[i] = twin == kNoSource ? -1 : twin;
-  }
+  if (lane_id() != 0) return;
+  const bool cut = count > graph.max_neighbors;
+  graph.counts[i] = count;
+  graph.coincident[i] = twin == kNoSource ? -1 : twin;
+  tally(graph, CudaRadiusGraph::Kept, i, cut ? graph.max_neighbors : count);
+  tally(graph, CudaRadiusGraph::Cut, i, cut);
+  tally(graph, CudaRadiusGraph::CutEdges, i, cut ? count : 0);
+  tally(graph, CudaRadiusGraph::Listed, i, record.listed() ? count : 0);
+  tally(graph, CudaRadiusGraph::Faulty, i, twin != kNoSource);
 }
 
-// The squared distances of the rows that are longer than max_neighbors, row i from distances[offsets[i]] on.
-__global__ void write_distances(Search search, const int64_t* counts, int64_t max_neighbors,
-                                const int64_t* offsets, double* distances) {
+// The rows found out of order: found again, by the same function, and sorted.
+__global__ void list_hits(const CudaRadiusGraph graph, const int64_t* scan, Hit* hits) {
   const int64_t i = warp_id();
-  if (i >= search.num_atoms || counts[i] <= max_neighbors) return;
-  int64_t place = offsets[i];
-  visit_candidates(search, i, [&](const Candidate& candidate) {
+  if (i >= graph.num_atoms || graph.counts[i] == 0) return;
+  bool fault;
+  const Record& record = record_of(graph, i, &fault);
+  if (!record.listed()) return;
+  Hit* row = hits + scan[CudaRadiusGraph::Listed * (graph.num_atoms + 1) + i];
+  int64_t place = 0;
+  visit_candidates(graph, record, i, [&](const Candidate& candidate) {
+    int found;
+    const int rank = rank_among(candidate.inside, &found);
+    if (candidate.inside) {
+      row[place + rank] = {int32_t(candidate.source - record.first),
+                           {candidate.shift[0], candidate.shift[1], candidate.shift[2]}};
+    }
+    place += found;
+  });
+  __syncwarp(kAllLanes);
+  warp_sort(row, place, [](const Hit& a, const Hit& b) {
+    if (a.source != b.source) return a.source < b.source;
+    if (a.shift[0] != b.shift[0]) return a.shift[0] < b.shift[0];
+    if (a.shift[1] != b.shift[1]) return a.shift[1] < b.shift[1];
+    return a.shift[2] < b.shift[2];
+  });
+}
+
+// The squared distances of the rows that are longer than max_neighbors, row i from
+// distances[scan[CutEdges][i]] on.
+__global__ void write_distances(const CudaRadiusGraph graph, const int64_t* scan, const Hit* hits,
+                                double* distances) {
+  const int64_t i = warp_id();
+  if (i >= graph.num_atoms || graph.counts[i] <= graph.max_neighbors) return;
+  int64_t place = scan[CudaRadiusGraph::CutEdges * (graph.num_atoms + 1) + i];
+  visit_edges(graph, i, scan, hits, true, [&](const Candidate& candidate) {
     int found;
     const int rank = rank_among(candidate.inside, &found);
     if (candidate.inside) distances[place + rank] = candidate.squared;
@@ -174,16 +91,18 @@ __global__ void write_distances(Search search, const int64_t* counts, int64_t ma
 // The max_neighbors-th smallest of each long row, and how many edges at exactly that distance belong to the
 // nearest. The bits of non-negative float64 are in numeric order: the key is found bit by bit from the top,
 // moving no data.
-__global__ void select_nearest(const int64_t* counts, int64_t num_atoms, int64_t max_neighbors,
-                               const int64_t* offsets, const double* distances, int64_t* last_key,
-                               int64_t* ties) {
+__global__ void select_nearest(const CudaRadiusGraph graph, const int64_t* scan, const double* distances,
+                               int64_t* last_key, int64_t* ties) {
   const int64_t i = warp_id();
-  if (i >= num_atoms || counts[i] <= max_neighbors) return;
-  const int64_t* keys = reinterpret_cast<const int64_t*>(distances) + offsets[i];
-  int64_t prefix = 0, wanted = max_neighbors;
+  if (i >= graph.num_atoms || graph.counts[i] <= graph.max_neighbors) return;
+  const int64_t count = graph.counts[i];
+  const double* row = distances + scan[CudaRadiusGraph::CutEdges * (graph.num_atoms + 1) + i];
+  int64_t prefix = 0, wanted = graph.max_neighbors;
   for (int bit = 62; bit >= 0; --bit) {
     int64_t below = 0;
-    for (int64_t k = lane_id(); k < counts[i]; k += kWarp) below += keys[k] >> bit == prefix >> bit;
+    for (int64_t k = lane_id(); k < count; k += kWarp) {
+      below += __double_as_longlong(row[k]) >> bit == prefix >> bit;
+    }
     below = warp_sum(below);
     if (wanted > below) {
       wanted -= below;
@@ -197,15 +116,15 @@ __global__ void select_nearest(const int64_t* counts, int64_t num_atoms, int64_t
 }
 
 // last_key and ties may be null where no row is longer than max_neighbors.
-__global__ void write_edges(Search search, const int64_t* counts, int64_t max_neighbors,
-                            const int64_t* last_key, const int64_t* ties, const int64_t* target_ptr,
-                            int64_t num_edges, int64_t* edge_index, int32_t* cell_shifts) {
+__global__ void write_edges(const CudaRadiusGraph graph, const int64_t* scan, const Hit* hits,
+                            const int64_t* last_key, const int64_t* ties, int64_t num_edges,
+                            int64_t* edge_index, int32_t* cell_shifts) {
   const int64_t i = warp_id();
-  if (i >= search.num_atoms || counts[i] == 0) return;
-  const bool cut = counts[i] > max_neighbors;
+  if (i >= graph.num_atoms) return;
+  const bool cut = graph.counts[i] > graph.max_neighbors;
   const double last = cut ? __longlong_as_double(last_key[i]) : 0;
-  int64_t ties_left = cut ? ties[i] : 0, place = target_ptr[i];
-  visit_candidates(search, i, [&](const Candidate& candidate) {
+  int64_t ties_left = cut ? ties[i] : 0, place = scan[i];
+  visit_edges(graph, i, scan, hits, cut, [&](const Candidate& candidate) {
     bool keep = candidate.inside;
     if (cut) {  // the same for the whole warp
       int tied;
@@ -224,14 +143,28 @@ __global__ void write_edges(Search search, const int64_t* counts, int64_t max_ne
   });
 }
 
-int64_t blocks_for(int64_t threads) {
-  return (threads + kThreads - 1) / kThreads;
+__global__ void count_edges_out(const int64_t* sources, int64_t num_edges, int64_t* counts) {
+  const int64_t e = thread_id();
+  if (e < num_edges) atomic_add(counts + sources[e] + 1, int64_t(1));
 }
 
-Search search_of(const CudaRadiusGraph& graph) {
-  return {graph.positions, graph.fractions,      graph.atom_ptr,  static_cast<const Record*>(graph.records),
-          graph.faults,    graph.num_structures, graph.num_atoms, graph.cutoff,
-          graph.max_images};
+// Edges take their places in order of arrival, which differs from run to run ...
+__global__ void place_edges_out(const int64_t* sources, int64_t num_edges, const int64_t* ptr, int64_t* next,
+                                int64_t* order) {
+  const int64_t e = thread_id();
+  if (e >= num_edges) return;
+  order[ptr[sources[e]] + atomic_add(next + sources[e], int64_t(1))] = e;
+}
+
+// ... and are sorted, so that the result does not.
+__global__ void sort_edges_out(int64_t num_atoms, const int64_t* ptr, int64_t* order) {
+  const int64_t j = warp_id();
+  if (j >= num_atoms) return;
+  warp_sort(order + ptr[j], ptr[j + 1] - ptr[j], [](int64_t a, int64_t b) { return a < b; });
+}
+
+int64_t blocks_for(int64_t threads) {
+  return (threads + kThreads - 1) / kThreads;
 }
 
 }  // namespace
@@ -240,29 +173,52 @@ int64_t CudaRadiusGraph::record_bytes() {
   return sizeof(Record);
 }
 
-void CudaRadiusGraph::count(int64_t* counts, int64_t* coincident, void* stream) const {
+int64_t CudaRadiusGraph::mask_words() {
+  return kMaskedCandidates / 64;
+}
+
+void CudaRadiusGraph::prepare(void* stream) const {
   Record* all = static_cast<Record*>(records);
-  launch(prepare_cells, blocks_for(num_structures), kThreads, stream, cells, pbc, num_structures, cutoff, all,
-         faults);
-  launch(prepare_atoms, blocks_for(num_atoms), kThreads, stream, positions, atom_ptr, num_structures,
-         num_atoms, all, fractions, faults);
-  launch(count_edges, blocks_for(num_atoms * kWarp), kThreads, stream, search_of(*this), counts, coincident);
+  launch(prepare_cells, blocks_for(num_structures), kThreads, stream, *this, all);
+  launch(prepare_atoms, blocks_for(num_atoms), kThreads, stream, *this, all);
+  if (!bin_order) return;
+  launch(prepare_bins, blocks_for(num_structures), kThreads, stream, *this, all);
+  launch(assign_bins, blocks_for(num_atoms), kThreads, stream, *this, all);
 }
 
-void CudaRadiusGraph::select(const int64_t* counts, int64_t max_neighbors, const int64_t* offsets,
-                             double* distances, int64_t* last_key, int64_t* ties, void* stream) const {
+void CudaRadiusGraph::count(void* stream) const {
+  launch(count_edges, blocks_for(num_atoms * kWarp), kThreads, stream, *this);
+}
+
+void CudaRadiusGraph::list(const int64_t* scan, int32_t* hits, void* stream) const {
+  launch(list_hits, blocks_for(num_atoms * kWarp), kThreads, stream, *this, scan,
+         reinterpret_cast<Hit*>(hits));
+}
+
+void CudaRadiusGraph::select(const int64_t* scan, const int32_t* hits, double* distances, int64_t* last_key,
+                             int64_t* ties, void* stream) const {
   const int64_t blocks = blocks_for(num_atoms * kWarp);
-  launch(write_distances, blocks, kThreads, stream, search_of(*this), counts, max_neighbors, offsets,
+  launch(write_distances, blocks, kThreads, stream, *this, scan, reinterpret_cast<const Hit*>(hits),
          distances);
-  launch(select_nearest, blocks, kThreads, stream, counts, num_atoms, max_neighbors, offsets, distances,
-         last_key, ties);
+  launch(select_nearest, blocks, kThreads, stream, *this, scan, distances, last_key, ties);
 }
 
-void CudaRadiusGraph::fill(const int64_t* counts, int64_t max_neighbors, const int64_t* last_key,
-                           const int64_t* ties, const int64_t* target_ptr, int64_t num_edges,
-                           int64_t* edge_index, int32_t* cell_shifts, void* stream) const {
-  launch(write_edges, blocks_for(num_atoms * kWarp), kThreads, stream, search_of(*this), counts,
-         max_neighbors, last_key, ties, target_ptr, num_edges, edge_index, cell_shifts);
+void CudaRadiusGraph::fill(const int64_t* scan, const int32_t* hits, const int64_t* last_key,
+                           const int64_t* ties, int64_t num_edges, int64_t* edge_index, int32_t* cell_shifts,
+                           void* stream) const {
+  launch(write_edges, blocks_for(num_atoms * kWarp), kThreads, stream, *this, scan,
+         reinterpret_cast<const Hit*>(hits), last_key, ties, num_edges, edge_index, cell_shifts);
+}
+
+void CudaRadiusGraph::count_sources(const int64_t* sources, int64_t num_edges, int64_t* counts,
+                                    void* stream) {
+  launch(count_edges_out, blocks_for(num_edges), kThreads, stream, sources, num_edges, counts);
+}
+
+void CudaRadiusGraph::order_by_source(const int64_t* sources, int64_t num_edges, int64_t num_atoms,
+                                      const int64_t* ptr, int64_t* next, int64_t* order, void* stream) {
+  launch(place_edges_out, blocks_for(num_edges), kThreads, stream, sources, num_edges, ptr, next, order);
+  launch(sort_edges_out, blocks_for(num_atoms * kWarp), kThreads, stream, num_atoms, ptr, order);
 }
 
 }  // namespace dpt

@@ -47,36 +47,44 @@ class CudaRadiusGraph:
         num_atoms: int,
         cutoff: float,
         max_images: int,
+        max_neighbors: int,
+        cell_list_atoms: int,
         fractions: int,
         records: int,
+        masks: int,
+        bins: int,
+        bin_order: int,
+        bin_ptr: int,
         faults: int,
+        coincident: int,
+        counts: int,
+        tallies: int,
     ) -> None: ...
     @staticmethod
     def record_bytes() -> int: ...
-    def count(self, *, counts: int, coincident: int, stream: int) -> None: ...
-    def select(
-        self,
-        *,
-        counts: int,
-        max_neighbors: int,
-        offsets: int,
-        distances: int,
-        last_key: int,
-        ties: int,
-        stream: int,
-    ) -> None: ...
+    @staticmethod
+    def mask_words() -> int: ...
+    def prepare(self, *, stream: int) -> None: ...
+    def count(self, *, stream: int) -> None: ...
+    def list(self, *, scan: int, hits: int, stream: int) -> None: ...
+    def select(self, *, scan: int, hits: int, distances: int, last_key: int, ties: int, stream: int) -> None: ...
     def fill(
         self,
         *,
-        counts: int,
-        max_neighbors: int,
+        scan: int,
+        hits: int,
         last_key: int,
         ties: int,
-        target_ptr: int,
         num_edges: int,
         edge_index: int,
         cell_shifts: int,
         stream: int,
+    ) -> None: ...
+    @staticmethod
+    def count_sources(*, sources: int, num_edges: int, counts: int, stream: int) -> None: ...
+    @staticmethod
+    def order_by_source(
+        *, sources: int, num_edges: int, num_atoms: int, ptr: int, next: int, order: int, stream: int
     ) -> None: ...
 
 def radius_search(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from emulated import COMPILER, EMULATION, FLAGS, OWN, run_with_address_sanitizer
 from systems import FCC, NASTY, batch_of, random_system, supercell, system
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dpt_hpc.errors import DataError
 from dpt_hpc.ops import RadiusGraph, radius_graph
-from dpt_hpc.ops.radius_graph_cuda import find_edges
+from dpt_hpc.ops.radius_graph_cuda import CELL_LIST_ATOMS, edges_by_source, find_edges
 
 
 def emulated_graph(
@@ -23,8 +24,16 @@ def emulated_graph(
     cutoff: float,
     max_neighbors: int | None = None,
     max_images: int | None = None,
+    cell_list_atoms: int = CELL_LIST_ATOMS,
 ) -> RadiusGraph:
-    return RadiusGraph(*find_edges(emulated.CudaRadiusGraph, *batch, cutoff, max_neighbors, max_images))
+    """The graph of the emulated kernels, and the by-source order of its edges checked."""
+    kernels = emulated.CudaRadiusGraph
+    graph = RadiusGraph(*find_edges(kernels, *batch, cutoff, max_neighbors, max_images, cell_list_atoms))
+    for found, expected in zip(
+        edges_by_source(kernels, graph.edge_index[0], graph.num_atoms), graph.by_source, strict=True
+    ):
+        assert torch.equal(found, expected)
+    return graph
 
 
 def assert_same(graph: RadiusGraph, expected: RadiusGraph) -> None:
@@ -34,17 +43,78 @@ def assert_same(graph: RadiusGraph, expected: RadiusGraph) -> None:
     assert graph.num_truncated == expected.num_truncated
 
 
+BINS = pytest.mark.parametrize("cell_list_atoms", [CELL_LIST_ATOMS, 20, 0], ids=["pairs", "mixed", "bins"])
+"""No structure through bins; the ones of twenty atoms and more; all."""
+
+
+@BINS
 @pytest.mark.parametrize("max_neighbors", [None, 7])
-def test_nasty_systems(emulated: ModuleType, max_neighbors: int | None) -> None:
+def test_nasty_systems(emulated: ModuleType, max_neighbors: int | None, cell_list_atoms: int) -> None:
     batch = batch_of([NASTY["no atoms"], *NASTY.values()])
     expected = radius_graph(*batch, 3.5, max_neighbors)
     assert expected.num_truncated > 0 or max_neighbors is None
-    assert_same(emulated_graph(emulated, batch, 3.5, max_neighbors), expected)
+    assert_same(emulated_graph(emulated, batch, 3.5, max_neighbors, None, cell_list_atoms), expected)
 
 
-def test_random_nasty_cells(emulated: ModuleType) -> None:
-    batch = batch_of([random_system(seed) for seed in range(60)])
-    assert_same(emulated_graph(emulated, batch, 3.0), radius_graph(*batch, 3.0))
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("cell_list_atoms", [CELL_LIST_ATOMS, 4])
+def test_random_nasty_cells(emulated: ModuleType, seed: int, cell_list_atoms: int) -> None:
+    batch = batch_of([random_system(k) for k in range(40 * seed, 40 * seed + 40)])
+    emulated.set_seed(seed)  # another order of the threads
+    expected = radius_graph(*batch, 3.0, 12)
+    assert_same(emulated_graph(emulated, batch, 3.0, 12, None, cell_list_atoms), expected)
+
+
+def test_long_rows_in_small_cells(emulated: ModuleType) -> None:
+    names = "one atom with its own images", "primitive fcc", "sheared, far from reduced"
+    batch = batch_of([NASTY[name] for name in names])
+    for max_neighbors in (None, 250):
+        expected = radius_graph(*batch, 10.0, max_neighbors)
+        assert_same(emulated_graph(emulated, batch, 10.0, max_neighbors), expected)
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, True), (False,) * 3])
+def test_bins_of_a_large_structure_among_small_ones(emulated: ModuleType, pbc: tuple[bool, ...]) -> None:
+    """Atoms lie outside of the cell too, by tenths of it and by many times it; one axis has a single bin."""
+    generator = torch.Generator().manual_seed(3)
+    cell = torch.tensor([[11.0, 0, 0], [3, 9, 0], [-2, 1, 4]], dtype=torch.float64)
+    fractions = 1.2 * torch.rand(90, 3, dtype=torch.float64, generator=generator) - 0.1
+    fractions[::7] += torch.tensor([5.0, -3.0, 40.0]) * torch.tensor(pbc)
+    large = system(fractions @ cell, cell, pbc)
+    small = [random_system(seed) for seed in range(6)]
+    batch = batch_of([*small, large, *small])
+    expected = radius_graph(*batch, 2.5, 9)
+    assert_same(emulated_graph(emulated, batch, 2.5, 9, None, 60), expected)
+
+
+def test_which_rows_are_sorted_and_how_often_the_stream_is_waited_for(emulated: ModuleType) -> None:
+    """Only those of reduced cells and of cell lists; and once."""
+    called: list[str] = []
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+            called.append(function.__name__)
+            return function(*arguments, **(options or {}))
+
+    class Kernels(emulated.CudaRadiusGraph):  # type: ignore[misc, name-defined]
+        def list(self, **arguments: int) -> None:
+            called.append("list")
+            super().list(**arguments)
+
+    module = SimpleNamespace(CudaRadiusGraph=Kernels)
+    cube, sheared = (batch_of([NASTY[name]]) for name in ("left-handed", "sheared, far from reduced"))
+    for batch, max_neighbors, cell_list_atoms, listed in (
+        (cube, None, CELL_LIST_ATOMS, 0),
+        (cube, 5, CELL_LIST_ATOMS, 0),
+        (cube, 5, 0, 1),
+        (sheared, 5, CELL_LIST_ATOMS, 1),
+    ):
+        called.clear()
+        with Calls():
+            find_edges(module.CudaRadiusGraph, *batch, 6.0, max_neighbors, None, cell_list_atoms)
+        assert called.count("list") == listed
+        waits = "tolist", "item", "__bool__", "__int__", "__float__", "cpu", "numpy", "nonzero", "bincount"
+        assert [name for name in called if name in waits] == ["tolist"]
 
 
 def test_max_images(emulated: ModuleType) -> None:
@@ -58,6 +128,7 @@ def test_empty_batches(emulated: ModuleType) -> None:
         assert_same(emulated_graph(emulated, batch, 3.0), radius_graph(*batch, 3.0))
 
 
+ALL_OPEN = NASTY["molecule without a cell"]
 BROKEN = {
     "coincident": system([[1, 1, 1], [0, 0, 0], [5.001, 1, 1]], 4 * torch.eye(3)),
     "not finite": system([[1, 1, 1], [0, torch.nan, 0]], 4 * torch.eye(3)),
@@ -73,6 +144,20 @@ def test_faults_are_the_ones_of_the_cpu(emulated: ModuleType, name: str) -> None
     with pytest.raises(DataError) as found:
         emulated_graph(emulated, batch, 3.0)
     assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 2, 3], [1, 3], [0, 2], [0, 1, 7, 3], [-2, 3], [0]])
+def test_offsets_that_do_not_rise_from_zero_to_n_are_refused(emulated: ModuleType, offsets: list[int]) -> None:
+    _, cell, pbc, _ = batch_of([ALL_OPEN] * (len(offsets) - 1))
+    with pytest.raises(ValueError, match="atom_ptr: expected offsets rising from 0 to N = 3"):
+        emulated_graph(emulated, (ALL_OPEN.positions, cell, pbc, torch.tensor(offsets)), 3.0, cell_list_atoms=0)
+
+
+def test_a_cell_that_is_not_finite_is_refused(emulated: ModuleType) -> None:
+    positions, cell, pbc, atom_ptr = batch_of([ALL_OPEN, NASTY["needle"], ALL_OPEN])
+    cell[2, 1, 1] = torch.nan  # of an open axis
+    with pytest.raises(DataError, match="cell of structure 2 of the batch: expected finite numbers"):
+        emulated_graph(emulated, (positions, cell, pbc, atom_ptr), 3.0)
 
 
 def test_too_many_images(emulated: ModuleType) -> None:

@@ -62,3 +62,25 @@ def fault_error(fault: Fault, atom_ptr: Tensor, cells: Tensor, cutoff: float) ->
         f"to list.\nIts cell is {cell}: a unit other than Å, or positions far outside the cell?",
         fault.structure,
     )
+
+
+def check_offsets(atom_ptr: Tensor, num_atoms: int) -> None:
+    """ValueError unless atom_ptr (B+1,) rises from 0 to num_atoms."""
+    ends = int(atom_ptr[0]), int(atom_ptr[-1])
+    if ends != (0, num_atoms) or bool((atom_ptr[1:] < atom_ptr[:-1]).any()):
+        raise ValueError(
+            f"radius_graph: atom_ptr: expected offsets rising from 0 to N = {num_atoms}, "
+            f"got {atom_ptr.tolist() if atom_ptr.numel() <= 8 else f'{ends[0]} ... {ends[1]}'}."
+        )
+
+
+def check_cells(cells: Tensor) -> None:
+    """DataError, naming the structure, unless the cells (B,3,3) are finite."""
+    if bool(cells.isfinite().all()):
+        return
+    structure = int((~cells.isfinite()).flatten(1).any(1).nonzero()[0])
+    raise DataError(
+        f"radius_graph: cell of structure {structure} of the batch: expected finite numbers, "
+        f"got {cells[structure].tolist()}.",
+        structure,
+    )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dpt_hpc import _C
-from dpt_hpc.errors import DataError, EnvironmentFault
+from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.ops.backends import Backend, plain_twins
-from dpt_hpc.ops.radius_fault import fault_error
-from dpt_hpc.ops.radius_graph_cuda import find_edges
+from dpt_hpc.ops.radius_fault import check_cells, check_offsets, fault_error
+from dpt_hpc.ops.radius_graph_cuda import edges_by_source, find_edges
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class RadiusGraph:
     @cached_property
     def by_source(self) -> tuple[Tensor, Tensor]:
         """(order (E,) int64, ptr (N+1,) int64): order[ptr[j]:ptr[j+1]] are the edges out of atom j, ascending."""
+        if self.edge_index.is_cuda and _C.has_cuda:
+            with torch.cuda.device(self.edge_index.device):
+                return edges_by_source(_C.CudaRadiusGraph, self.edge_index[0], self.num_atoms)
         if self.edge_index.is_cuda:
             sources, order = torch.sort(self.edge_index[0], stable=True)
             return order, torch.searchsorted(sources, torch.arange(self.num_atoms + 1, device=sources.device))
@@ -80,14 +83,9 @@ def radius_graph(
     points = positions.detach().to(torch.float64).contiguous()
     cells = cell.detach().to(torch.float64).contiguous()
     periodic, offsets = pbc.contiguous(), atom_ptr.contiguous()
-    if not bool(cells.isfinite().all()):
-        structure = int((~cells.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise DataError(
-            f"radius_graph: cell of structure {structure} of the batch: expected finite numbers, "
-            f"got {cells[structure].tolist()}.",
-            structure,
-        )
     if backend != "native":
+        check_offsets(offsets, num_atoms)
+        check_cells(cells)
         graph: RadiusGraph = plain_twins(backend, "radius_graph").radius_graph(
             points, cells, periodic, offsets, cutoff, max_neighbors, max_images
         )
@@ -103,6 +101,8 @@ def radius_graph(
             f"radius_graph: positions are on {positions.device}, but this build of dpt_hpc has no kernels for it.\n"
             "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or move the batch to the CPU."
         )
+    check_offsets(offsets, num_atoms)
+    check_cells(cells)
     target_ptr = torch.empty(num_atoms + 1, dtype=torch.int64)
     search = _C.radius_search(
         points.data_ptr(),
@@ -160,9 +160,3 @@ def _check_arguments(
     for name, limit, least in (("max_neighbors", max_neighbors, 1), ("max_images", max_images, 0)):
         if limit is not None and limit < least:
             raise ValueError(f"radius_graph: {name}: expected None or an integer >= {least}, got {limit}.")
-    ends = int(atom_ptr[0]), int(atom_ptr[-1])
-    if ends != (0, positions.shape[0]) or bool((atom_ptr[1:] < atom_ptr[:-1]).any()):
-        raise ValueError(
-            f"radius_graph: atom_ptr: expected offsets rising from 0 to N = {positions.shape[0]}, "
-            f"got {atom_ptr.tolist() if atom_ptr.numel() <= 8 else f'{ends[0]} ... {ends[1]}'}."
-        )

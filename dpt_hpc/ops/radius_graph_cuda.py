@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from dpt_hpc import _C
-from dpt_hpc.ops.radius_fault import fault_error
+from dpt_hpc.ops.radius_fault import check_cells, check_offsets, fault_error
 
 MOST_EDGES = 2**31 - 1
 EVERYTHING = 2**31 - 1
+CELL_LIST_ATOMS = 8192
+"""Structures of so many atoms are searched through bins: where testing all pairs twice costs more than sorting."""
 
 
 class Edges(NamedTuple):
@@ -33,18 +35,28 @@ def find_edges(
     cutoff: float,
     max_neighbors: int | None,
     max_images: int | None,
+    cell_list_atoms: int = CELL_LIST_ATOMS,
 ) -> Edges:
-    """Count, scan, fill. Arguments are contiguous, positions and cells in float64, all on one device."""
+    """Count, scan, fill. Arguments are contiguous, positions and cells in float64, all on one device.
+
+    The stream is waited for once, for the sizes of the result; faults come with them.
+    """
     device, num_atoms, num_structures = positions.device, positions.shape[0], cells.shape[0]
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    if num_structures == 0:
+        check_offsets(atom_ptr, num_atoms)
+    stream = _stream(device)
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     fractions = empty(num_atoms, 3, dtype=torch.float64)
     records = empty(num_structures, kernels.record_bytes(), dtype=torch.uint8)
+    masks = empty(num_atoms, kernels.mask_words())
     faults = empty(num_structures, dtype=torch.int32)
     counts, coincident = empty(num_atoms), empty(num_atoms)
+    tallies = torch.zeros((5, num_atoms + 1), dtype=torch.int64, device=device)
+    binned = num_atoms >= cell_list_atoms
+    bins, bin_order, bin_ptr = (empty(num_atoms + 1 if binned else 0) for _ in range(3))
     graph = kernels(
         positions=positions.data_ptr(),
         cells=cells.data_ptr(),
@@ -54,31 +66,40 @@ def find_edges(
         num_atoms=num_atoms,
         cutoff=cutoff,
         max_images=EVERYTHING if max_images is None else min(max_images, EVERYTHING),
+        max_neighbors=2**62 if max_neighbors is None else max_neighbors,
+        cell_list_atoms=cell_list_atoms,
         fractions=fractions.data_ptr(),
         records=records.data_ptr(),
+        masks=masks.data_ptr(),
+        bins=bins.data_ptr(),
+        bin_order=bin_order.data_ptr(),
+        bin_ptr=bin_ptr.data_ptr(),
         faults=faults.data_ptr(),
+        coincident=coincident.data_ptr(),
+        counts=counts.data_ptr(),
+        tallies=tallies.data_ptr(),
     )
-    graph.count(counts=counts.data_ptr(), coincident=coincident.data_ptr(), stream=stream)
-    most = EVERYTHING if max_neighbors is None else max_neighbors
-    cut = counts > most
-    target_ptr = torch.zeros(num_atoms + 1, dtype=torch.int64, device=device)
-    torch.cumsum(counts.clamp(max=most), 0, out=target_ptr[1:])
-    summary = [target_ptr[-1], cut.sum(), (counts * cut).sum(), faults.any().long() + (coincident >= 0).any()]
-    num_edges, num_truncated, num_distances, faulty = torch.stack(summary).tolist()
+    graph.prepare(stream=stream)
+    if binned:
+        _sort_bins(bins[:num_atoms], bin_order[:num_atoms], bin_ptr)
+    graph.count(stream=stream)
+    scan = tallies.cumsum(1)
+    num_edges, num_truncated, num_distances, num_listed, faulty = scan[:, -1].tolist()
     if faulty:
+        check_offsets(atom_ptr, num_atoms)
+        check_cells(cells)
         raise _first_fault(positions, cells, pbc, atom_ptr, cutoff, faults, coincident)
     if num_edges > MOST_EDGES:
         raise fault_error(_fault("EDGES", -1, value=num_edges), atom_ptr, cells, cutoff)
-    last_key = ties = None
+    hits = empty(num_listed, 4, dtype=torch.int32)
+    if num_listed:
+        graph.list(scan=scan.data_ptr(), hits=hits.data_ptr(), stream=stream)
+    last_key, ties = (empty(num_atoms if num_truncated else 0) for _ in range(2))
     if num_truncated:
-        lengths = counts * cut
-        offsets = lengths.cumsum(0) - lengths
         distances = empty(num_distances, dtype=torch.float64)
-        last_key, ties = empty(num_atoms), empty(num_atoms)
         graph.select(
-            counts=counts.data_ptr(),
-            max_neighbors=most,
-            offsets=offsets.data_ptr(),
+            scan=scan.data_ptr(),
+            hits=hits.data_ptr(),
             distances=distances.data_ptr(),
             last_key=last_key.data_ptr(),
             ties=ties.data_ptr(),
@@ -86,17 +107,46 @@ def find_edges(
         )
     edge_index, cell_shifts = empty(2, num_edges), empty(num_edges, 3, dtype=torch.int32)
     graph.fill(
-        counts=counts.data_ptr(),
-        max_neighbors=most,
-        last_key=0 if last_key is None else last_key.data_ptr(),
-        ties=0 if ties is None else ties.data_ptr(),
-        target_ptr=target_ptr.data_ptr(),
+        scan=scan.data_ptr(),
+        hits=hits.data_ptr(),
+        last_key=last_key.data_ptr(),
+        ties=ties.data_ptr(),
         num_edges=num_edges,
         edge_index=edge_index.data_ptr(),
         cell_shifts=cell_shifts.data_ptr(),
         stream=stream,
     )
-    return Edges(edge_index, cell_shifts, target_ptr, num_truncated)
+    return Edges(edge_index, cell_shifts, scan[0].clone(), num_truncated)
+
+
+def edges_by_source(kernels: type[_C.CudaRadiusGraph], sources: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:
+    """(order (E,), ptr (N+1,)) for sources (E,) int64 on a GPU, as RadiusGraph.by_source; waits for nothing."""
+    stream, num_edges = _stream(sources.device), sources.shape[0]
+    sources = sources.contiguous()
+    counts, taken = sources.new_zeros(num_atoms + 1), sources.new_zeros(num_atoms)
+    kernels.count_sources(sources=sources.data_ptr(), num_edges=num_edges, counts=counts.data_ptr(), stream=stream)
+    ptr, order = counts.cumsum(0), torch.empty_like(sources)
+    kernels.order_by_source(
+        sources=sources.data_ptr(),
+        num_edges=num_edges,
+        num_atoms=num_atoms,
+        ptr=ptr.data_ptr(),
+        next=taken.data_ptr(),
+        order=order.data_ptr(),
+        stream=stream,
+    )
+    return order, ptr
+
+
+def _stream(device: torch.device) -> int:
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
+def _sort_bins(bins: Tensor, order: Tensor, ptr: Tensor) -> None:
+    """order: the atoms by bin, stably · ptr: where each bin starts in it."""
+    ordered, indices = bins.sort(stable=True)
+    order.copy_(indices)
+    torch.searchsorted(ordered, torch.arange(ptr.shape[0], device=ptr.device), out=ptr)
 
 
 def _fault(kind: str, structure: int, target: int = -1, source: int = -1, value: float = 0.0) -> SimpleNamespace:

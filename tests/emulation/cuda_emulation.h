@@ -19,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -284,17 +285,20 @@ inline int __popc(unsigned bits) {
   return __builtin_popcount(bits);
 }
 
+inline int __popcll(unsigned long long bits) {
+  return __builtin_popcountll(bits);
+}
+
+inline long long __double_as_longlong(double value) {
+  long long bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 inline double __longlong_as_double(long long bits) {
   double value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
-}
-
-template <class T>
-T atomicMax(T* address, T value) {
-  const T old = *address;
-  *address = std::max(old, value);
-  return old;
 }
 
 namespace dpt {
@@ -323,6 +327,18 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, void*, Arguments...
     emulation::block_index().x = unsigned(b);
     block.run(unsigned(grid.threads));
   }
+}
+
+inline int64_t atomic_add(int64_t* address, int64_t value) {
+  return std::exchange(*address, *address + value);
+}
+template <class T>
+T atomic_min(T* address, T value) {
+  return std::exchange(*address, std::min(*address, value));
+}
+template <class T>
+T atomic_max(T* address, T value) {
+  return std::exchange(*address, std::max(*address, value));
 }
 
 template <class T>
