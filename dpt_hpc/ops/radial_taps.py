@@ -52,6 +52,7 @@ def spline_taps(lengths: Tensor, basis: RadialBasis) -> RadialTaps:
     return RadialTaps(values, first.to(torch.int32), basis.count, trainable=False)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def expnorm_taps(
     lengths: Tensor, means: Tensor, betas: Tensor, alpha: float, envelope: Tensor | None = None
 ) -> RadialTaps:
@@ -59,8 +60,8 @@ def expnorm_taps(
 
     lengths (E,) Å · means, betas (K,), trained or not, in any order · alpha 1/Å · envelope (E,) -> windows as wide as
     the longest run of functions from the first to the last that is not negligible on some edge. Differentiable twice in
-    lengths, means, betas and envelope. The width of the window is read back from the device. Errors: ValueError for
-    shapes.
+    lengths, means, betas and envelope. The width of the window is read back from the device, and under torch.compile
+    this is a graph break. Errors: ValueError for shapes.
     """
     count = means.shape[0] if means.ndim == 1 else 0
     if count == 0 or tuple(betas.shape) != (count,):
