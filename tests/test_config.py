@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from dpt_hpc.errors import ConfigError
+from dpt_hpc.models import CGCNNOptions, TorchMDETOptions
 from dpt_hpc.quickstart import configs
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, load_config
 from dpt_hpc.train.run_dir import save_config
 
 PRESETS = sorted(configs().rglob("*.yaml"))
 CGCNN = configs() / "pretrain" / "cgcnn_1_500_500.yaml"
+ET = configs() / "pretrain" / "torchmd_et_1_500_500.yaml"
 JDFT = configs() / "finetune" / "cgcnn_jdft.yaml"
 
 
@@ -26,6 +28,8 @@ def test_presets_are_valid_and_survive_saving(path: Path, tmp_path: Path) -> Non
 
 def test_the_faithful_preset_is_the_paper() -> None:
     config = load_config(CGCNN, PretrainConfig)
+    assert config.training.precision == "float32"
+    assert isinstance(config.model, CGCNNOptions)
     assert (config.model.cutoff, config.model.max_neighbors, config.model.hidden, config.model.layers) == (
         8.0,
         250,
@@ -37,6 +41,31 @@ def test_the_faithful_preset_is_the_paper() -> None:
     assert (config.training.batch_size, config.training.epochs, config.training.clip_norm) == (50, 100, 10.0)
     assert config.training.ema_decay is None
     assert not config.objective.element_references  # type: ignore[union-attr]
+
+
+def test_the_faithful_preset_of_the_transformer_is_the_paper() -> None:
+    config = load_config(ET, PretrainConfig)
+    assert isinstance(config.model, TorchMDETOptions)
+    assert config.model == TorchMDETOptions()
+    sizes = (config.model.hidden, config.model.layers, config.model.heads, config.model.radial)
+    assert sizes == (128, 8, 8, 50)
+    assert (config.model.cutoff, config.model.max_neighbors, config.model.num_elements) == (8.0, 250, 100)
+    assert (config.model.readout_hidden, config.model.readout_layers, config.model.pooling) == (128, 2, "add")
+    assert (config.model.filters, config.model.vector_norm, config.training.precision) == ("exact", None, "float32")
+    assert (config.optimizer.learning_rate, config.schedule.min_learning_rate) == (2e-4, 1e-6)
+    assert config.training.batch_size == 32
+
+
+def test_an_option_of_another_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.gaussians: unknown option"):
+        load_config(ET, PretrainConfig, ["model.gaussians=50"])
+    with pytest.raises(ConfigError, match=r"model\.heads: unknown option; valid here: backend, cutoff"):
+        load_config(CGCNN, PretrainConfig, ["model.heads=8"])
+
+
+def test_without_a_name_the_network_is_cgcnn(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run_dir: r\ndata: {path: d}\nmodel: {hidden: 32}\n")
+    assert load_config(tmp_path / "c.yaml", PretrainConfig).model == CGCNNOptions(hidden=32)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +81,7 @@ def test_the_faithful_preset_is_the_paper() -> None:
         ("objective.kind=forces", r"objective\.kind: is 'forces'; expected derivatives or derivative_denoising"),
         ("training.epochs=0", r"training\.epochs: .*greater than or equal to 1; got 0"),
         ("training.batch_size=many", r"training\.batch_size: .*integer.*got 'many'"),
+        ("model.name=schnet", r"model\.name: is 'schnet'; expected cgcnn or torchmd_et\."),
         ("model.cutoff=-1", r"model: cutoff is -1\.0, expected more than 0\."),
         ("model.max_neighbors=0", r"model: max_neighbors is 0, expected at least 1\."),
         ("seed=[1", r"--set seed=\[1: '\[1' is not valid YAML"),

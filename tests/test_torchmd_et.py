@@ -16,11 +16,15 @@ from small_runs import Options, of_steps, records, run, small_options
 from test_derivatives import SYSTEMS, TRICLINIC, batch_of
 from torch import Tensor
 
-from dpt_hpc.models import TorchMDET, TorchMDETOptions, predict
+from dpt_hpc.__main__ import run_command_line
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.models import Scaling, TorchMDET, TorchMDETOptions, build_model, predict
 from dpt_hpc.models.derivatives import build_graph, edge_vectors
 from dpt_hpc.models.whitening import Whitening
+from dpt_hpc.quickstart import configs
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import load_card, load_model
+from dpt_hpc.train.finetune import load_pretrained
 
 BACKENDS = ["reference"]
 
@@ -204,28 +208,53 @@ def test_a_wrong_option_is_refused(changes: dict[str, object], message: str) -> 
         replace(ET, **changes)  # type: ignore[arg-type]
 
 
-def et_options(dataset: Path, **changes: object) -> Options:
-    options = small_options(dataset)
-    sizes = {"cutoff": 4.0, "hidden": 16, "layers": 2, "heads": 2, "radial": 12, "readout_hidden": 16}
-    options["model"] = {"name": "torchmd_et", "backend": "reference", "table_knots": 128, **sizes, **changes}
-    return options
+SMALL: Options = {
+    **{"cutoff": 4.0, "hidden": 16, "layers": 2, "heads": 2, "radial": 12, "readout_hidden": 16, "table_knots": 128},
+    "backend": ET.backend,
+}
 
 
-@pytest.mark.parametrize("filters", ["exact", "table"])
-def test_it_trains_and_comes_back_from_its_checkpoint(small_dataset: Path, tmp_path: Path, filters: str) -> None:
-    options = et_options(small_dataset, filters=filters)
-    objective = {"kind": "derivatives", "element_references": True}
-    path = run(options, tmp_path / "run", objective=objective, optimizer={"learning_rate": 2e-3})
-    epochs = [r["validation"]["loss"] for r in records(path, "epoch")]
-    assert epochs[-1] < epochs[0]
-    assert load_card(path).options == TorchMDETOptions(**options["model"])
-    model = load_model(path)
+def command(verb: str, preset: str, dataset: Path, run_dir: Path, *settings: str) -> None:
+    """The command line with a preset, made small."""
+    model = [f"model.{name}={value}" for name, value in SMALL.items()]
+    small = ["training.batch_size=6", "training.epochs=3", f"data.path={dataset}", f"run_dir={run_dir}"]
+    every = [*small, "data.split.train=0.5", "data.split.validation=0.25", "data.split.test=0.25", *model, *settings]
+    arguments = [part for setting in every for part in ("--set", setting)]
+    run_command_line([verb, str(configs() / verb / preset), *arguments])
+
+
+def test_it_trains_from_the_command_line_and_is_fine_tuned(
+    small_dataset: Path, finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    preset = "torchmd_et_1_500_500.yaml"
+    learn = ["optimizer.learning_rate=2e-3", "objective.element_references=true", "data.split.by=structure"]
+    command("pretrain", preset, small_dataset, tmp_path / "run", *learn, "model.filters=table")
+    losses = [r["validation"]["loss"] for r in records(tmp_path / "run", "epoch")]
+    assert losses[-1] < losses[0]
+    sizes = {**SMALL, "filters": "table"}
+    assert load_card(tmp_path / "run").options == TorchMDETOptions(**sizes)
+    model = load_model(tmp_path / "run")
+    assert isinstance(model, Scaling)
     assert isinstance(model.network, TorchMDET)
-    assert model.network.options.filters == filters
+
+    target = ["objective.target=volume_per_atom", "seeds=[0]", f"pretrained={tmp_path / 'run'}"]
+    command("finetune", "torchmd_et_jdft.yaml", small_dataset, tmp_path / "tuned", *target)
+    assert (tmp_path / "tuned" / "results.json").exists()
+
+    target[-1] = f"pretrained={finished[1]}"
+    with pytest.raises(SystemExit):
+        command("finetune", "torchmd_et_jdft.yaml", small_dataset, tmp_path / "other", *target)
+
+
+def test_weights_of_another_network_are_refused(finished: tuple[Options, Path]) -> None:
+    options = TorchMDETOptions(**SMALL)
+    with pytest.raises(ConfigError, match=r"model\.name: pre-trained with 'cgcnn', configured 'torchmd_et'"):
+        load_pretrained(build_model(options), options, finished[1])
 
 
 def test_derivative_denoising_stays_finite(small_dataset: Path, tmp_path: Path) -> None:
-    options = et_options(small_dataset)
+    options = small_options(small_dataset)
+    options["model"] = {"name": "torchmd_et", **SMALL}
     path = run(options, tmp_path / "run", objective={"kind": "derivative_denoising", "noise_scale": 0.1})
     losses = torch.tensor(of_steps(path, "loss"))
     assert losses.isfinite().all()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel
-from dpt_hpc.models.precision import Linear
+from dpt_hpc.models.precision import Linear, NodeProducts
 from dpt_hpc.models.radial import gaussian_basis, tabulate
-from dpt_hpc.ops import Backend, Precision, RadialBasis, RadiusGraph, cgconv, linear
+from dpt_hpc.ops import Backend, RadialBasis, RadiusGraph, cgconv, linear
 
 LEAST = {
     "max_neighbors": 1,
@@ -81,13 +81,11 @@ class CGCNNOptions:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, which this module does not import
 
 
-class CGConv(nn.Module):
+class CGConv(NodeProducts):
     """x_i + mean over neighbours j of sigmoid(W_f z + b_f) * softplus(W_s z + b_s), z = [x_i, x_j, e_ij].
 
     W z is split into W_i x_i + W_j x_j + W_e e_ij: the first two are per atom, and the concatenation never exists.
     """
-
-    precision: Precision = "float32"
 
     def __init__(self, hidden: int, radial: int) -> None:
         super().__init__()

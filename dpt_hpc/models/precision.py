@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from dpt_hpc.ops import Precision, linear
 
 
-class Linear(nn.Linear):
-    """nn.Linear whose product runs in `precision`."""
+class NodeProducts(nn.Module):
+    """A module whose node-wise matrix products run in `precision`."""
 
     precision: Precision = "float32"
+
+
+class Linear(NodeProducts, nn.Linear):
+    """nn.Linear, its product in `precision`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias, self.precision)
@@ -23,5 +27,5 @@ class Linear(nn.Linear):
 def set_precision(network: nn.Module, precision: Precision) -> None:
     """Let all node-wise matrix products of `network` run in `precision`, from now on and in every derivative."""
     for module in network.modules():
-        if hasattr(module, "precision"):
+        if isinstance(module, NodeProducts):
             module.precision = precision

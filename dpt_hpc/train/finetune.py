@@ -101,10 +101,12 @@ def load_pretrained(model: EnergyModel, options: ModelOptions, path: Path) -> Lo
     card = load_card(path)
     before, now = asdict(card.options), asdict(options)
     differing = [
-        f"  model.{f.name}: pre-trained with {before[f.name]!r}, configured {now[f.name]!r}"
+        f"  model.{f.name}: pre-trained with {before.get(f.name)!r}, configured {now[f.name]!r}"
         for f in fields(options)
-        if f.name not in NOT_IN_THE_WEIGHTS and before[f.name] != now[f.name]
+        if f.name not in NOT_IN_THE_WEIGHTS and before.get(f.name) != now[f.name]
     ]
+    if before["name"] != now["name"]:
+        differing = [f"  model.name: pre-trained with {before['name']!r}, configured {now['name']!r}"]
     if differing:
         raise ConfigError("\n".join([f"pretrained {path}: another network than the one configured.", *differing]))
     weights = load_weights(path)
