@@ -1,7 +1,7 @@
 // The fused CGConv message on a GPU. One block per target, and in a second launch one per source, sums the
 // edges of a row; what an edge needs is computed again in each, so that nothing per edge is stored but the
 // gradient of the lengths. Every sum is a fixed tree that depends on the length of its row alone: warp w of a
-// block takes the edges w, w + 4, ... of the row (or blocks of them), and the warps are added in their order.
+// block takes the edges w, w + 8, ... of the row (or blocks of them), and the warps are added in their order.
 #include "cgconv_edges.h"
 #include "cgconv_table.h"
 #include "ops.h"
@@ -9,7 +9,7 @@
 namespace dpt {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
 
 template <Pass P, bool BySource>
 constexpr int kSums = P == Pass::kForward                       ? 1
@@ -21,6 +21,29 @@ constexpr int kOrders = P == Pass::kForward                      ? 1
                         : P == Pass::kBackward                   ? (Full ? 2 : 1)
                         : P == Pass::kDoubleBackward && BySource ? 2
                                                                  : (Full ? 3 : 2);
+
+// B edges of a row from a place on, those past its end in place of the last: fetched one step ahead, since
+// the rows of the other ends wait for them.
+template <class T, int B>
+struct RowEdges {
+  int32_t edge[B], other[B];
+  T length[B];
+};
+
+template <bool BySource, class T, int B>
+__device__ RowEdges<T, B> edges_at(const Task<T>& task, int64_t place, int64_t end) {
+  RowEdges<T, B> out{};
+  if (place >= end) return out;
+#pragma unroll
+  for (int k = 0; k < B; ++k) {
+    const int64_t at = place + k < end ? place + k : end - 1;
+    const int64_t e = BySource ? task.orders.source_order[at] : at;
+    out.edge[k] = int32_t(e);
+    out.other[k] = int32_t(BySource ? task.orders.target[e] : task.graph.source[e]);
+    out.length[k] = task.in.lengths[e];
+  }
+  return out;
+}
 
 // By target: y and a, and the lengths if Full. By source: b. In the second backward, Full also knows tangents
 // of the table.
@@ -51,25 +74,20 @@ __global__ void __launch_bounds__(kWarps* kWarp) sum_rows(Task<T> task) {
     }
     T sums[Sums][V] = {};
 
+    RowEdges<T, B> next = edges_at<BySource, T, B>(task, begin + warp * B, end);
     for (int64_t block = begin + warp * B; block < end; block += kWarps * B) {
-      int64_t edge[B];
-      T length[B];
-#pragma unroll
-      for (int k = 0; k < B; ++k) {
-        const int64_t place = block + k < end ? block + k : end - 1;
-        edge[k] = BySource ? task.orders.source_order[place] : place;
-        length[k] = task.in.lengths[edge[k]];
-      }
+      const RowEdges<T, B> edges = next;
+      next = edges_at<BySource, T, B>(task, block + kWarps * B, end);
       Filters<T, V, B, Orders> filter;
-      Filter::sum(task, task.in.table, length, column, active, scratch, filter);
+      Filter::sum(task, task.in.table, edges.length, column, active, scratch, filter);
       Filters<T, V, B, ThetaOrders> theta;
       const bool with_theta = P == Pass::kDoubleBackward && Full && task.along.table;
-      if (with_theta) Filter::sum(task, task.along.table, length, column, active, scratch, theta);
+      if (with_theta) Filter::sum(task, task.along.table, edges.length, column, active, scratch, theta);
 
 #pragma unroll
       for (int k = 0; k < B; ++k) {
         if (block + k >= end) break;
-        const int64_t e = edge[k], other_atom = BySource ? task.orders.target[e] : task.graph.source[e];
+        const int64_t e = edges.edge[k], other_atom = edges.other[k];
         const End<T, V> other =
             load_end<P, T, V>(BySource ? task.in.a : task.in.b, BySource ? task.along.a : task.along.b,
                               other_atom, channels, column, active);

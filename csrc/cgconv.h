@@ -26,7 +26,7 @@ struct CgconvGraph {
 // knot k - 3 on; the first and the last are open.
 template <class T>
 struct CgconvOrders {
-  int64_t num_edges;            // E
+  int64_t num_edges;            // E, below 2^31
   const int64_t* target;        // (E,)
   const int64_t* source_ptr;    // (N+1,) the edges of source j: source_order[source_ptr[j]] ..
   const int64_t* source_order;  // (E,)

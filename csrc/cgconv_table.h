@@ -165,7 +165,7 @@ constexpr int kRowsPerWarp = 8;
 constexpr int kRows = kGaussianWarps * kRowsPerWarp;
 
 template <class T, int V, Pass P, bool Theta>
-__global__ void __launch_bounds__(kGaussianWarps* kWarp) sum_gaussian_chunks(Task<T> task) {
+__global__ void __launch_bounds__(kGaussianWarps* kWarp, 2) sum_gaussian_chunks(Task<T> task) {
   constexpr int Orders = P == Pass::kDoubleBackward ? 2 : 1;
   using Columns = Pack<T, V>[2][kWarp];  // of an edge: gates, filters
   const int64_t channels = task.in.channels, blocks = (task.count + kRows - 1) / kRows;
@@ -251,9 +251,10 @@ void sum_table(const Task<T>& task, void* stream) {
            Grid{task.orders.num_chunks, kSplineWarps * kWarp, numbers * int64_t(sizeof(T))}, stream, task);
     launch(add_spline_chunks<T>, second, stream, task);
   } else {
+    constexpr int kWidth = V == 4 ? 2 : V;  // with 4, the sums alone are 64 registers
     const int64_t numbers =
-        Orders * kTile * (2 * V * kWarp + kRows) + kGaussianWarps * Filter::kScratch * Orders;
-    launch(sum_gaussian_chunks<T, V, P, Theta>,
+        Orders * kTile * (2 * kWidth * kWarp + kRows) + kGaussianWarps * Filter::kScratch * Orders;
+    launch(sum_gaussian_chunks<T, kWidth, P, Theta>,
            Grid{task.orders.num_chunks * ((task.count + kRows - 1) / kRows), kGaussianWarps * kWarp,
                 numbers * int64_t(sizeof(T))},
            stream, task);

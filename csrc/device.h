@@ -56,7 +56,7 @@ __device__ inline int32_t atomic_max(int32_t* address, int32_t value) {
 // The shared memory of this block.
 template <class T>
 __device__ T* shared_memory() {
-  extern __shared__ double shared_bytes_of_the_block[];
+  extern __shared__ __align__(16) double shared_bytes_of_the_block[];
   return reinterpret_cast<T*>(shared_bytes_of_the_block);
 }
 

@@ -15,7 +15,7 @@ from dpt_hpc.ops.radius_graph import RadiusGraph
 # Edges of a chunk whose contributions to the table are summed at once, and the chunks that there are at most: the
 # workspace of the splines is 4 rows of the table per chunk, that of the Gaussians a whole table.
 SPLINE_CHUNK, MOST_SPLINE_CHUNKS = 128, 8192
-GAUSSIAN_CHUNK, MOST_GAUSSIAN_CHUNKS = 128, 512
+GAUSSIAN_CHUNK, MOST_GAUSSIAN_CHUNKS = 128, 256
 
 
 def run(
