@@ -1,19 +1,35 @@
-"""The equivariant transformer in plain PyTorch, from the published equations, with every (edges, ...) tensor stored.
+"""Both networks in plain PyTorch, from the published equations, with every (edges, ...) tensor stored.
 
-What the fused kernels are compared with, in accuracy (tests/test_torchmd_et.py) and in speed (training_step.py). It
-shares no code with dpt_hpc.models.torchmd_et: parameters are separate, dense and named as in Thölke & De Fabritiis
+What the fused kernels are compared with, in accuracy (tests/test_torchmd_et.py) and in speed (training_step.py). The
+transformer shares no code with dpt_hpc.models.torchmd_et: parameters are separate, dense and named as in Thölke & De Fabritiis
 (2022), messages are gathered, multiplied and scattered as tensors of one row per edge.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dpt_hpc.models import EnergyModel
+from dpt_hpc.models.cgcnn import CGConv
 from dpt_hpc.ops import RadiusGraph
+
+
+class PlainCGConv(CGConv):
+    """The convolution of CGCNN with two linear maps of the concatenation [x_i, x_j, e_ij], as the paper's code has it."""
+
+    def forward(self, x: Tensor, edge_lengths: Tensor, basis: Any, table: Any, graph: RadiusGraph, backend: Any) -> Tensor:
+        source, target = graph.edge_index
+        z = torch.cat([x.index_select(0, target), x.index_select(0, source), basis(edge_lengths)], dim=1)
+        (gate, filter_), (gate_bias, filter_bias) = self.weight.chunk(2), self.bias.chunk(2)
+        messages = torch.sigmoid(functional.linear(z, gate, gate_bias)) * functional.softplus(
+            functional.linear(z, filter_, filter_bias)
+        )
+        return x + _scatter(messages, target, len(x)) / graph.target_ptr.diff().clamp(min=1)[:, None]
 
 
 class PlainET(EnergyModel):

@@ -1,130 +1,115 @@
-"""Edges per second of radius_graph, pymatgen's find_points_in_spheres and matscipy, on one core.
+"""Edges per second of radius_graph and of every other package's neighbour list that is installed.
 
-    python benchmarks/radius_graph.py --small perovskites.json.gz --medium FILE.xyz... [--out FILE.json]
+    python benchmarks/radius_graph.py [--data FOLDER] [--threads 1 16] [--repeats 9] [--out FILE.json]
 
-Three sets at 5 and 8 Å: the first 500 structures of the small file; 300 of the medium files' structures of 20 to 100
-atoms, drawn with a fixed seed; 8,000 rattled silicon atoms. radius_graph takes a set as one batch, the peers take its
-structures one by one, which is what they offer. Times are medians of process CPU time over rounds in which all take
-turns, so that a busy machine slows all of them alike. Every list must have the same number of edges. Page faults of
-large results cost as much as finding them: run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
-MALLOC_TOP_PAD_=268435456 to keep freed memory (the result records these settings).
+Three sets (crystals.py) at 5 and 8 Å. radius_graph takes a set as one batch and compares in float64; so do
+nvalchemi-toolkit-ops and torch-cluster; the other peers take the structures one by one, which is what they offer. Times
+are medians over rounds in which all take turns: of the process's CPU time with one thread, of wall time with several.
+A peer whose list has another number of edges is named: it does not count as exact there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import time
-from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ase
-import ase.build
-import numpy as np
 import torch
-from matscipy.neighbours import neighbour_list
-from pymatgen.optimization.neighbors import find_points_in_spheres
-from radius_graph_equality import read
+from crystals import DATA, benchmark_sets
+from measuring import RESULTS, clock, facts, in_turn, keep_heap, write
+from neighbor_peers import Run, flat, installed
+from roofline import graph_work, machine_rates, seconds_per_edge
 
-from dpt_hpc import _C
 from dpt_hpc.ops import radius_graph
+from dpt_hpc.structure import Structure
 
-PERIODIC = np.ones(3, dtype=np.int64)
+TOO_SLOW = 10.0
+"""Seconds of wall time; a peer that takes longer for one list is named with that time, and left out of the rounds."""
+OURS, NEAREST = "radius_graph", "radius_graph, nearest 250"
 
 
-def sets(small: Path, medium: list[Path]) -> dict[str, list[ase.Atoms]]:
-    cells = [atoms for path in medium for atoms in read(path) if 20 <= len(atoms) <= 100]
-    drawn = np.random.default_rng(0).choice(len(cells), min(300, len(cells)), replace=False)
-    silicon = ase.build.bulk("Si", cubic=True) * (10, 10, 10)
-    silicon.rattle(0.05, seed=0)
-    return {
-        "500 small cells": read(small)[:500],
-        f"{len(drawn)} cells of 20-100 atoms": [cells[k] for k in drawn],
-        "8,000 atoms": [silicon],
+def contenders(structures: list[Structure], cutoff: float, threads: int) -> tuple[dict[str, Run], dict[str, str]]:
+    """What can run, and why the rest cannot."""
+    batch = flat(structures)
+    runs: dict[str, Run] = {
+        OURS: lambda: radius_graph(*batch, cutoff).num_edges,
+        NEAREST: lambda: radius_graph(*batch, cutoff, 250).num_edges,
     }
-
-
-def contenders(structures: list[ase.Atoms], cutoff: float) -> dict[str, Callable[[], int]]:
-    """Each returns its number of directed edges."""
-    batch = (
-        torch.tensor(np.concatenate([s.positions for s in structures])),
-        torch.tensor(np.stack([s.cell.array for s in structures])),
-        torch.tensor(np.stack([s.pbc for s in structures])),
-        torch.tensor(np.cumsum([0] + [len(s) for s in structures])),
-    )
-
-    def ours(max_neighbors: int | None = None) -> int:
-        return radius_graph(*batch, cutoff, max_neighbors).num_edges
-
-    def pymatgen() -> int:
-        edges = 0
-        for s in structures:
-            x, cell = s.positions, np.ascontiguousarray(s.cell.array)
-            # Lists every atom as a neighbour of itself at distance zero.
-            found = find_points_in_spheres(x, x, r=cutoff, pbc=PERIODIC, lattice=cell, tol=1e-8)
-            edges += len(found[0]) - len(x)
-        return edges
-
-    def matscipy() -> int:
-        return sum(len(neighbour_list("ijS", s, cutoff)[0]) for s in structures)
-
-    return {
-        "radius_graph": ours,
-        "radius_graph, nearest 250": lambda: ours(250),
-        "pymatgen": pymatgen,
-        "matscipy": matscipy,
-    }
-
-
-def measure(structures: list[ase.Atoms], cutoff: float, repeats: int) -> dict[str, Any]:
-    runs = contenders(structures, cutoff)
-    edges = {name: run() for name, run in runs.items()}  # also warms up
-    found = edges["radius_graph"]
-    assert found == edges["pymatgen"] == edges["matscipy"], f"different numbers of edges: {edges}"
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.process_time()
+    failed = {}
+    for name, prepare in installed().items():
+        try:
+            run = prepare(structures, cutoff, threads)
+            run()  # compiles what it compiles
+            began = time.perf_counter()
             run()
-            seconds[name].append(time.process_time() - began)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"[:200]
+            continue
+        seconds = time.perf_counter() - began
+        if seconds > TOO_SLOW:
+            failed[name] = f"{seconds:.0f} s a list"
+        else:
+            runs[name] = run
+    return runs, failed
+
+
+def measure(structures: list[Structure], cutoff: float, threads: int, repeats: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    runs, failed = contenders(structures, cutoff, threads)
+    edges = {name: run() for name, run in runs.items()}
+    found = edges[OURS]
+    seconds = in_turn(runs, repeats, clock(threads))
     # The nearest 250 are chosen from the full list: its edges are the ones found.
-    rate = {name: round(found / statistics.median(s) / 1e6, 1) for name, s in seconds.items()}
-    fastest = max(rate["pymatgen"], rate["matscipy"])
-    return {"edges": found, "million_edges_per_second": rate, "ratio": round(rate["radius_graph"] / fastest, 2)}
+    rate = {name: round(found / s / 1e6, 1) for name, s in seconds.items()}
+    exact = [name for name in rate if edges[name] == found and name not in (OURS, NEAREST)]
+    fastest = max(exact, key=lambda name: rate[name], default=None)
+    return {
+        "cutoff": cutoff,
+        "threads": threads,
+        "edges": found,
+        "million_edges_per_second": rate,
+        "seconds_per_edge": seconds[OURS] / found if found else None,
+        "other_edges": {n: k for n, k in edges.items() if k != found and n != NEAREST},
+        "failed": failed,
+        "fastest_exact_peer": fastest,
+        "ratio": round(rate[OURS] / rate[fastest], 2) if fastest else None,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", type=Path, required=True)
-    parser.add_argument("--medium", type=Path, nargs="+", required=True)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--sets", nargs="+", help="only sets whose names begin so")
+    parser.add_argument("--cutoffs", type=float, nargs="+", default=[5.0, 8.0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS / "radius_graph.json")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    keep_heap()
     result: dict[str, Any] = {
-        "what": "directed edges per second of one core, medians of process CPU time; ratio: to the fastest peer",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("dpt-hpc", "torch", "numpy", "pymatgen-core", "matscipy")},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor_level": _C.level,
+        "what": "directed edges per second; medians of process CPU time with one thread, of wall time with several; "
+        "ratio: to the fastest peer that finds the same number of edges; limit: the time that writing the edges takes "
+        "at the copy bandwidth measured here",
+        **facts(),
         "repeats": options.repeats,
-        "allocator": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
+        "rates": {str(threads): machine_rates("cpu", threads) for threads in options.threads},
         "sets": {},
     }
-    for name, structures in sets(options.small, options.medium).items():
-        result["sets"][name] = {"structures": len(structures), "atoms": sum(len(s) for s in structures)}
-        for cutoff in (5.0, 8.0):
-            result["sets"][name][f"{cutoff} Å"] = measure(structures, cutoff, options.repeats)
-            print(name, cutoff, result["sets"][name][f"{cutoff} Å"], flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    for name, structures in benchmark_sets(options.data).items():
+        if options.sets and not name.startswith(tuple(options.sets)):
+            continue
+        entry: dict[str, Any] = {"structures": len(structures), "atoms": sum(s.num_atoms for s in structures)}
+        result["sets"][name] = entry | {"measurements": []}
+        for threads in options.threads:
+            limit = seconds_per_edge(graph_work(), result["rates"][str(threads)])
+            for cutoff in options.cutoffs:
+                row = measure(structures, cutoff, threads, options.repeats)
+                if row["seconds_per_edge"]:
+                    row["fraction_of_limit"] = round(limit / row.pop("seconds_per_edge"), 3)
+                result["sets"][name]["measurements"].append(row)
+                print(name, row, flush=True)
+                write(options.out, result)
 
 
 if __name__ == "__main__":

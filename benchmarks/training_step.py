@@ -1,15 +1,12 @@
-"""One training step of CGCNN (graph, forward, forces and stress, loss backward, clipping, AdamW) on real structures.
+"""One training step (graph, forward, forces and stress, loss backward, clipping, AdamW) of every implementation.
 
-    python benchmarks/training_step.py STRUCTURES.xyz [--batch 16] [--repeats 7] [--threads 1] [--out FILE.json]
+    python benchmarks/training_step.py [--models cgcnn torchmd_et] [--data FOLDER] [--threads 1 16] [--out FILE.json]
 
-Compares, in turn and on the same batch, weights and allocator settings:
-  plain      the gate on the concatenation [x_i, x_j, e_ij], two linear maps, plain PyTorch, as the paper's code has it
-  reference  split gate, plain PyTorch (backend="reference")
-  exact      the fused kernels, Gaussians evaluated on every edge
-  table      the fused kernels, filters interpolated on 512 intervals
-Each runs in a process of its own, step by step in turn, so that a busy machine slows all of them alike. Times are
-medians of process CPU time (wall time with more than one thread); memory is the growth of the peak resident set over
-a step.
+The networks at the paper's sizes, 8 Å, nearest 250, on batches of real structures (crystals.py). The implementations
+(training.py: plain, reference, pyg, exact, table) run in processes of their own on the same batch, weights and allocator
+settings, step by step in turn, so that a busy machine slows all of them alike. Times are medians of process CPU time, of
+wall time with several threads; memory is the growth of the peak resident set over a step. An implementation that would
+need more than --memory is left out, and the result says so.
 """
 
 from __future__ import annotations
@@ -18,216 +15,202 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from datetime import datetime, timezone
+import tempfile
 from pathlib import Path
 from typing import Any
 
-IMPLEMENTATIONS = ("plain", "reference", "exact", "table")
-KEPT_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "268435456"}
-"""glibc keeps freed memory: the page faults of large temporaries would cost the plain implementations 1.3 to 2.7 x."""
+import torch
+from crystals import DATA, LARGE, benchmark_sets
+from measuring import KEPT_HEAP, RESULTS, clock, facts, reset_peak, resident, write
+from roofline import machine_rates, seconds_per_edge, step_work
+from training import IMPLEMENTATIONS, MODELS, NATIVE, TrainingStep, batch_within, build
+
+from dpt_hpc.models.derivatives import build_graph
+from dpt_hpc.structure import Batch
+
+MOST_EDGES = {"cgcnn": 30_000, "torchmd_et": 6_000}
+"""Of a batch that all implementations take: the plain ones store this many times 33 and 420 kB."""
+PLAIN_BYTES = {"cgcnn": 40_000, "torchmd_et": 450_000}
+NATIVE_BYTES = {"cgcnn": 1_000, "torchmd_et": 8_000}
 
 
 def worker(arguments: argparse.Namespace) -> None:
-    """Answer each line on stdin with one step and its measurements on stdout."""
-    import ase.io
-    import torch
-    from torch import Tensor
-    from torch.nn import functional
-
-    from dpt_hpc import _C
-    from dpt_hpc.models import CGCNN, CGCNNOptions, predict
-    from dpt_hpc.models.cgcnn import CGConv
-    from dpt_hpc.models.derivatives import build_graph
-    from dpt_hpc.structure import Batch, Structure
-
-    class Concatenated(CGConv):
-        def forward(self, x: Tensor, edge_lengths: Tensor, basis: Any, table: Any, graph: Any, backend: str) -> Tensor:
-            source, target = graph.edge_index
-            z = torch.cat([x.index_select(0, target), x.index_select(0, source), basis(edge_lengths)], dim=1)
-            (gate, filter_), (gate_bias, filter_bias) = self.weight.chunk(2), self.bias.chunk(2)
-            messages = torch.sigmoid(functional.linear(z, gate, gate_bias)) * functional.softplus(
-                functional.linear(z, filter_, filter_bias)
-            )
-            total = torch.zeros_like(x).index_add(0, target, messages)
-            return x + total / graph.target_ptr.diff().clamp(min=1)[:, None]
-
-    def read(count: int) -> Batch:
-        structures = []
-        for atoms in ase.io.read(arguments.structures, index=f"{arguments.skip}:{arguments.skip + count}"):
-            structures.append(
-                Structure(
-                    positions=torch.tensor(atoms.positions),
-                    cell=torch.tensor(atoms.cell.array),
-                    pbc=torch.tensor(atoms.pbc),
-                    atomic_numbers=torch.tensor(atoms.numbers).long(),
-                    energy=float(atoms.get_potential_energy()),
-                    forces=torch.tensor(atoms.get_forces()),
-                    stress=torch.tensor(atoms.get_stress(voigt=False)),
-                )
-            )
-        return Batch.from_structures(structures)
-
-    name = arguments.worker
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    model = CGCNN(
-        CGCNNOptions(
-            filters="table" if name == "table" else "exact",
-            backend="reference" if name in ("plain", "reference") else "native",
-        )
-    )
-    if name == "plain":
-        for convolution in model.convolutions:
-            convolution.__class__ = Concatenated
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-
-    def step(batch: Batch) -> tuple[float, dict[str, float]]:
-        clock = time.process_time if arguments.threads == 1 else time.perf_counter
-        marks = [clock()]
-        optimizer.zero_grad()
-        prediction = predict(model, batch)
-        assert prediction.forces is not None
-        assert prediction.stress is not None
-        marks.append(clock())
-        loss = functional.l1_loss(prediction.energy, batch.energy)
-        loss = loss + 500 * functional.l1_loss(prediction.forces, batch.forces)
-        loss = loss + 500 * functional.l1_loss(prediction.stress, batch.stress)
-        loss.backward()
-        marks.append(clock())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        marks.append(clock())
-        names = ("prediction", "loss_backward", "optimizer")
-        return loss.item(), dict(zip(names, (b - a for a, b in itertools.pairwise(marks)), strict=True))
-
-    step(read(1))
-    batch = read(arguments.batch)
-    edges = build_graph(model, batch).num_edges
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = resident("VmRSS")
+    """Answers each line on stdin with one step and its measurements on stdout."""
+    torch.set_num_threads(arguments.threads[0])
+    step = TrainingStep(build(arguments.models[0], arguments.worker))
+    batch: Batch = torch.load(arguments.batch, weights_only=False)
+    step(Batch.from_structures([_first(batch)]))
+    before = reset_peak()
     step(batch)
-    peak = resident("VmHWM") - before
-    facts = {
-        "atoms": batch.num_atoms,
-        "edges": edges,
-        "peak_bytes": peak,
-        "level": _C.level,
-        "torch": torch.__version__,
-    }
-    print(json.dumps(facts), flush=True)
+    print(json.dumps({"peak_bytes": resident("VmHWM") - before}), flush=True)
+    now = clock(arguments.threads[0])
     for _ in sys.stdin:
-        loss, phases = step(batch)
-        print(json.dumps({"loss": loss, **phases}), flush=True)
+        marks, phases = [now()], []
+
+        def mark(phase: str, marks: list[float] = marks, phases: list[str] = phases) -> None:
+            marks.append(now())
+            phases.append(phase)
+
+        loss = float(step(batch, mark))
+        spans = dict(zip(phases, (b - a for a, b in itertools.pairwise(marks)), strict=True))
+        print(json.dumps({"loss": loss, "phases": spans}), flush=True)
 
 
-def resident(field: str) -> int:
-    """Bytes of resident memory (VmRSS) or their peak (VmHWM), from Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _first(batch: Batch) -> Any:
+    from dpt_hpc.structure import Structure
+
+    own = slice(0, min(int(batch.atom_ptr[1]), 20))
+    return Structure(
+        positions=batch.positions[own].double(),
+        cell=batch.cell[0].double(),
+        pbc=batch.pbc[0],
+        atomic_numbers=batch.atomic_numbers[own],
+        energy=0.0,
+        forces=batch.forces[own].double(),
+        stress=batch.stress[0].double(),
+    )
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    environment = {**os.environ, **KEPT_HEAP, "OMP_NUM_THREADS": str(arguments.threads)}
-    workers = {
-        name: subprocess.Popen(
-            [sys.executable, __file__, *sys.argv[1:], "--worker", name],
+class Worker:
+    """An implementation in a process of its own."""
+
+    def __init__(self, model: str, implementation: str, batch: Path, threads: int) -> None:
+        command = [sys.executable, __file__, "--models", model, "--threads", str(threads)]
+        self.process = subprocess.Popen(
+            [*command, "--batch", str(batch), "--worker", implementation],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**os.environ, **KEPT_HEAP, "OMP_NUM_THREADS": str(threads)},
         )
-        for name in arguments.only
-    }
 
-    def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-        assert process.stdout is not None
-        line = process.stdout.readline()
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"training_step: {process.args} stopped; its message is above.")
-        result: dict[str, Any] = json.loads(line)
-        return result
+            raise RuntimeError(f"stopped with exit status {self.process.wait()}; its message is above")
+        found: dict[str, Any] = json.loads(line)
+        return found
 
-    facts = {name: answer(process) for name, process in workers.items()}
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
-    for _ in range(arguments.repeats):
-        for name, process in workers.items():
-            assert process.stdin is not None
-            process.stdin.write("step\n")
-            process.stdin.flush()
-            steps[name].append(answer(process))
-    for process in workers.values():
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+    def step(self) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return self.answer()
 
-    results: dict[str, Any] = {}
-    for name, samples in steps.items():
-        edges = facts[name]["edges"]
-        phases = {k: statistics.median(s[k] for s in samples) / edges * 1e6 for k in samples[0] if k != "loss"}
-        total = statistics.median(sum(v for k, v in s.items() if k != "loss") for s in samples) / edges * 1e6
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(model: str, implementations: list[str], batch: Batch, edges: int, threads: int, repeats: int) -> Any:
+    """(results of each implementation, why the others have none)."""
+    left_out: dict[str, str] = {}
+    workers: dict[str, Worker] = {}
+    peaks: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "batch.pt"
+        torch.save(batch, path)
+        for name in implementations:
+            worker = Worker(model, name, path, threads)
+            try:
+                peaks[name] = worker.answer()["peak_bytes"]
+                workers[name] = worker
+            except RuntimeError as error:
+                left_out[name] = str(error)
+        samples: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+        for _ in range(repeats):
+            for name, worker in workers.items():
+                samples[name].append(worker.step())
+        for worker in workers.values():
+            worker.close()
+    results = {}
+    for name, steps in samples.items():
+        scale = 1e6 / edges
         results[name] = {
-            "microseconds_per_edge": total,
-            "phases": phases,
-            "peak_bytes_per_edge": facts[name]["peak_bytes"] / edges,
-            "loss": samples[0]["loss"],
+            "microseconds_per_edge": statistics.median(sum(s["phases"].values()) for s in steps) * scale,
+            "phases": {k: statistics.median(s["phases"][k] for s in steps) * scale for k in steps[0]["phases"]},
+            "peak_bytes_per_edge": peaks[name] / edges,
+            "loss": steps[0]["loss"],
         }
-    first = facts[arguments.only[0]]
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": processor(),
-        "python": platform.python_version(),
-        "torch": first["torch"],
-        "level": first["level"],
-        "threads": arguments.threads,
-        "structures": arguments.batch,
-        "atoms": first["atoms"],
-        "edges": first["edges"],
-        "implementations": results,
-    }
+    return results, left_out
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
+def wanted(options: argparse.Namespace, model: str, edges: int) -> tuple[list[str], dict[str, str]]:
+    """The implementations that fit into --memory, and the reasons of the others."""
+    fit, left_out = [], {}
+    for name in options.only:
+        needed = edges * (NATIVE_BYTES if name in NATIVE else PLAIN_BYTES)[model] / 1e9
+        if needed > options.memory:
+            left_out[name] = f"would need about {needed:.0f} GB"
+        else:
+            fit.append(name)
+    return fit, left_out
+
+
+def show(row: dict[str, Any]) -> None:
+    print(f"{row['model']}, {row['set']}, {row['threads']} thread(s), {row['atoms']} atoms, {row['edges']} edges")
+    for name, r in row["implementations"].items():
+        phases = ", ".join(f"{k} {v:.2f}" for k, v in r["phases"].items())
+        print(
+            f"  {name:10} {r['microseconds_per_edge']:7.2f} µs/edge ({phases}; limit {r['limit_microseconds']:.2f})"
+            f"  peak {r['peak_bytes_per_edge']:8.0f} B/edge  loss {r['loss']:.6f}"
+        )
+    for name, reason in row["left_out"].items():
+        print(f"  {name:10} {reason}")
+    sys.stdout.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("structures", help="a file that ASE reads, with energies, forces and stress")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--skip", type=int, default=0, help="structures of the file to leave out")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--sets", nargs="+", help="only sets whose names begin so")
     parser.add_argument("--only", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--edges", type=int, help="of a batch, at most; by default as many as fit")
+    parser.add_argument("--memory", type=float, default=3.0, help="GB that one implementation may need")
+    parser.add_argument("--out", type=Path, default=RESULTS / "training_step.json")
     parser.add_argument("--worker", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        worker(arguments)
+    parser.add_argument("--batch", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options)
         return
-    results = measure(arguments)
-    print(f"{results['machine']}, {results['threads']} thread(s), {results['atoms']} atoms, {results['edges']} edges")
-    slowest = max(r["microseconds_per_edge"] for r in results["implementations"].values())
-    for name, r in results["implementations"].items():
-        phases = ", ".join(f"{k} {v:.2f}" for k, v in r["phases"].items())
-        ratio = slowest / r["microseconds_per_edge"]
-        print(
-            f"{name:10} {r['microseconds_per_edge']:7.2f} µs/edge ({ratio:4.1f} x; {phases})"
-            f"  peak {r['peak_bytes_per_edge']:8.0f} B/edge  loss {r['loss']:.6f}"
-        )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    result: dict[str, Any] = {
+        "what": "one training step, energy + forces + stress, float32; medians of process CPU time with one thread, of "
+        "wall time with several; limit: the larger of FLOP / GEMM rate and bytes / copy bandwidth (roofline.py)",
+        **facts(),
+        "allocator": KEPT_HEAP,
+        "repeats": options.repeats,
+        "rates": {str(threads): machine_rates("cpu", threads) for threads in options.threads},
+        "measurements": [],
+    }
+    for set_name, structures in benchmark_sets(options.data).items():
+        if options.sets and not set_name.startswith(tuple(options.sets)):
+            continue
+        for model in options.models:
+            network = build(model, "reference")
+            batch = batch_within(structures, network, options.edges or MOST_EDGES[model])
+            edges = build_graph(network, batch).num_edges
+            implementations, left_out = wanted(options, model, edges)
+            for threads in options.threads:
+                repeats = min(options.repeats, 3) if set_name == LARGE else options.repeats
+                found, failed = measure(model, implementations, batch, edges, threads, repeats)
+                for name, r in found.items():
+                    work = step_work(model, "table" if name == "table" else "exact", edges / batch.num_atoms)
+                    r["limit_microseconds"] = seconds_per_edge(work, result["rates"][str(threads)]) * 1e6
+                    r["fraction_of_limit"] = r["limit_microseconds"] / r["microseconds_per_edge"]
+                row = {"model": model, "set": set_name, "structures": batch.num_structures, "atoms": batch.num_atoms}
+                row |= {"edges": edges, "threads": threads, "implementations": found, "left_out": left_out | failed}
+                result["measurements"].append(row)
+                show(row)
+                write(options.out, result)
 
 
 if __name__ == "__main__":
