@@ -15,6 +15,9 @@ OUT ?= runs/quickstart
 # The quickstart and the tests are small: more threads gain nothing, and on a shared machine they wait for each other.
 export OMP_NUM_THREADS ?= 1
 
+# Threads that the benchmarks take: one, and all.
+CORES ?= $(sort 1 $(shell nproc))
+
 VENV := .venv
 BIN := $(VENV)/bin
 ENVIRONMENT := $(VENV)/.environment
@@ -80,20 +83,25 @@ pyg: setup ## torch-scatter and torch-cluster for the backend pyg and its tests 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" MAX_JOBS=$${MAX_JOBS:-$$(nproc)} \
 	  $(BIN)/pip install -qq --cache-dir "$$($(BIN)/pip cache dir)/$(TORCH)" --no-build-isolation --only-deps ".[pyg]"
 
-bench: setup ## the benchmarks, on this machine and the sample data
-	@$(BIN)/python benchmarks/export_sample.py build/sample.xyz
+# The data of ../shared/data where it is there, else what ships with dpt_hpc. One core first, then all of them.
+bench: setup ## the benchmarks, on this machine, beside other packages: tables and a plot in build/bench
+	@$(BIN)/pip install -qq --group peers
+	@mkdir -p build/bench
+	@echo "== Neighbour lists: edges per second beside other packages"
+	@$(BIN)/python benchmarks/radius_graph.py --threads $(CORES) --out build/bench/radius_graph.json
 	@echo "== One training step: fused kernels beside plain PyTorch"
-	@$(BIN)/python benchmarks/training_step.py build/sample.xyz --batch 4
-	@echo "== Neighbour lists: edges per second beside pymatgen and matscipy"
-	@$(BIN)/python benchmarks/radius_graph.py --small dpt_hpc/sample/elastic.json.gz --medium build/sample.xyz --repeats 3
+	@$(BIN)/python benchmarks/training_step.py --threads $(CORES) --out build/bench/training_step.json
 	@echo "== Neighbour lists: equal to those of ASE and matscipy, edge by edge"
-	@$(BIN)/python benchmarks/radius_graph_equality.py build/sample.xyz --cutoffs 5
+	@$(BIN)/python benchmarks/radius_graph_equality.py dpt_hpc/sample/elastic.json.gz --cutoffs 5
+	@if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo "== GPU"; PYTHON=$(CURDIR)/$(BIN)/python OUT=build/bench bash benchmarks/gpu.sh; fi
+	@$(BIN)/python benchmarks/summary.py build/bench
 
-lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy, clang-format
+lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy --strict, clang-format, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP) $(TEST_CPP)
+	$(BIN)/shellcheck .ci/run benchmarks/gpu.sh
 
 format: $(ENVIRONMENT) ## let ruff and clang-format write the layout
 	$(BIN)/ruff check --fix .

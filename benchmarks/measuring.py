@@ -1,4 +1,4 @@
-"""How every benchmark measures: in turn, medians, the same allocator for all, and the facts of the machine beside them."""
+"""How every benchmark measures: in turn, medians, the same allocator for all, and the machine's facts beside them."""
 
 from __future__ import annotations
 

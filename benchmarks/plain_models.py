@@ -1,8 +1,8 @@
 """Both networks in plain PyTorch, from the published equations, with every (edges, ...) tensor stored.
 
 What the fused kernels are compared with, in accuracy (tests/test_torchmd_et.py) and in speed (training_step.py). The
-transformer shares no code with dpt_hpc.models.torchmd_et: parameters are separate, dense and named as in Thölke & De Fabritiis
-(2022), messages are gathered, multiplied and scattered as tensors of one row per edge.
+transformer shares no code with dpt_hpc.models.torchmd_et: parameters are separate, dense and named as in Thölke & De
+Fabritiis (2022), messages are gathered, multiplied and scattered as tensors of one row per edge.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from dpt_hpc.ops import RadiusGraph
 
 
 class PlainCGConv(CGConv):
-    """The convolution of CGCNN with two linear maps of the concatenation [x_i, x_j, e_ij], as the paper's code has it."""
+    """CGCNN's convolution with two linear maps of the concatenation [x_i, x_j, e_ij], as the paper's code has it."""
 
-    def forward(self, x: Tensor, edge_lengths: Tensor, basis: Any, table: Any, graph: RadiusGraph, backend: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, edge_lengths: Tensor, basis: Any, table: Any, graph: RadiusGraph, backend: Any
+    ) -> Tensor:
         source, target = graph.edge_index
         z = torch.cat([x.index_select(0, target), x.index_select(0, source), basis(edge_lengths)], dim=1)
         (gate, filter_), (gate_bias, filter_bias) = self.weight.chunk(2), self.bias.chunk(2)

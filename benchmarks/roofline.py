@@ -1,8 +1,8 @@
 """What a step must compute and move per edge, counted by hand, and how fast this machine computes and moves.
 
-Counts are of the leanest algorithm known to us, not of any program: arrays that are needed again are read once per pass,
-neighbours' rows come from the cache and are not counted as memory traffic, and nothing per edge is stored between passes
-but indices, lengths and their gradients. One multiply-add is 2 FLOP; an exponential or a logarithm is taken as 10.
+Counts are of the leanest algorithm known to us, not of any program: arrays that are needed again are read once per
+pass, neighbours' rows come from the cache and are not counted as memory traffic, and nothing per edge is stored between
+passes but indices, lengths and their gradients. One multiply-add is 2 FLOP; an exponential or a logarithm counts as 10.
 
 A training step with a loss on forces passes over the edges three times: forward; the derivative (of the energy in the
 lengths, and in the features of the layer below); and the backward of the loss through both, which must evaluate filters
@@ -34,10 +34,10 @@ ELEMENTWISE = {"cgcnn": 50, "torchmd_et": 230}
 """FLOP per channel (of 2F gate and filter channels; of C channels) and edge of one layer, all passes, besides filters.
 
 cgcnn: forward, adding three terms (2), two exponentials and a logarithm for two channels (15), product and sum (1); the
-derivative again the activations (15) and their slopes (4), both sums (2), the product with the slopes (2); backward of the
-loss: the activations are counted once more in part (5, their second derivatives come from the same exponentials), 4.
-torchmd_et: forward 3 C for scores, 3 C for scalars, 15 C for vectors; about three times that in the derivative, which has
-a row for each factor; about seven times in the backward of the loss, which has its product rule.
+derivative again the activations (15) and their slopes (4), both sums (2), the product with the slopes (2); backward of
+the loss: the activations in part (5: their second derivatives come from the same exponentials), products (4).
+torchmd_et: forward 3 C for scores, 3 C for scalars, 15 C for vectors; about three times that in the derivative, which
+has a row for each factor; about seven times in the backward of the loss, which has its product rule.
 """
 SILU = 12
 """FLOP of a SiLU with its slope; exact filters of torchmd_et need one per column and pass."""

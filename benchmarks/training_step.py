@@ -3,10 +3,10 @@
     python benchmarks/training_step.py [--models cgcnn torchmd_et] [--data FOLDER] [--threads 1 16] [--out FILE.json]
 
 The networks at the paper's sizes, 8 Å, nearest 250, on batches of real structures (crystals.py). The implementations
-(training.py: plain, reference, pyg, exact, table) run in processes of their own on the same batch, weights and allocator
-settings, step by step in turn, so that a busy machine slows all of them alike. Times are medians of process CPU time, of
-wall time with several threads; memory is the growth of the peak resident set over a step. An implementation that would
-need more than --memory is left out, and the result says so.
+(training.py: plain, reference, pyg, exact, table) run in processes of their own on the same batch, weights and
+allocator settings, step by step in turn, so that a busy machine slows all of them alike. Times are medians of process
+CPU time, of wall time with several threads; memory is the growth of the peak resident set over a step. What would need
+more than --memory is left out, and the result says so.
 """
 
 from __future__ import annotations

@@ -166,6 +166,15 @@ def test_kernels_models_and_a_single_process_run_need_only_torch_numpy_and_h5py(
     assert done.returncode == 0, done.stderr
 
 
+def test_kernels_and_models_need_only_torch_and_numpy() -> None:
+    """What benchmarks/gpu.sh relies on: a GPU machine may have nothing else."""
+    blocked = ["ase", "pymatgen", "h5py", "deepspeed", "mpi4py", "pydantic", "yaml", "matplotlib", "tensorboard"]
+    blocked += ["typer", "rich", "jinja2", "safetensors", "torch_scatter", "torch_cluster"]
+    program = LIGHT.format(blocked=blocked, modules=["dpt_hpc.structure", "dpt_hpc.ops", "dpt_hpc.models"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_source_file_is_too_long() -> None:
     lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in sources(".py", ".pyi", ".cpp", ".cu", ".h")}
     long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > MAX_LINES}

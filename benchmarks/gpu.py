@@ -1,0 +1,189 @@
+"""What benchmarks/gpu.sh measures once the extension is built; needs torch and numpy, nothing else.
+
+python benchmarks/gpu.py measure FILE.json [--device cpu]   # radius graphs and training steps, on a CPU small ones
+python benchmarks/gpu.py small [--device cpu]               # every kernel once on small inputs, for the sanitizers
+python benchmarks/gpu.py merge FOLDER FILE.json             # the stages of gpu.sh and their results in one file
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from crystals import SAMPLE, fcc_box, labelled, read_json, silicon
+from cuda_events import median_seconds
+from measuring import facts, reset_peak, resident, write
+from neighbor_peers import flat
+from roofline import graph_work, machine_rates, seconds_per_edge, step_work
+from training import MODELS, NATIVE, TrainingStep, build
+
+from dpt_hpc.models.derivatives import build_graph
+from dpt_hpc.ops import edge_product, gather_aggregate, radius_graph
+from dpt_hpc.structure import Batch, Structure
+
+REPEATS = 20
+PUBLISHED = {"512 x 64 atoms": 152.0, "512 x 128 atoms": 188.0}
+"""Million atoms/s of nvalchemi-toolkit-ops on an H100 at 5 Å, with buffers and image tables prepared beforehand."""
+
+
+def graph_sets(small: bool) -> dict[str, tuple[list[Structure], float, int | None]]:
+    """Structures, cutoff in Å, neighbours kept."""
+    copies, real = (4, 20) if small else (512, None)
+    crystals = read_json(SAMPLE)[:real]
+    supercell = [silicon(3 if small else 10)]
+    return {
+        f"{copies} x 64 atoms": ([fcc_box(64)] * copies, 5.0, None),
+        f"{copies} x 128 atoms": ([fcc_box(128)] * copies, 5.0, None),
+        f"{copies} x 64 atoms, 8 Å, nearest 250": ([fcc_box(64)] * copies, 8.0, 250),
+        f"{len(crystals)} real crystals, 5 Å": (crystals, 5.0, None),
+        f"{len(crystals)} real crystals, 8 Å, nearest 250": (crystals, 8.0, 250),
+        f"{supercell[0].num_atoms} atoms in one cell, 5 Å": (supercell, 5.0, None),
+        f"{supercell[0].num_atoms} atoms in one cell, 8 Å, nearest 250": (supercell, 8.0, 250),
+    }
+
+
+def measure_graph(
+    structures: list[Structure], cutoff: float, nearest: int | None, device: str, rates: dict[str, float]
+) -> dict[str, Any]:
+    batch = flat(structures, device)
+    edges = radius_graph(*batch, cutoff, nearest).num_edges
+    seconds = median_seconds(lambda: radius_graph(*batch, cutoff, nearest), REPEATS, device)
+    return {
+        "atoms": len(batch[0]),
+        "edges": edges,
+        "milliseconds": seconds * 1e3,
+        "million_atoms_per_second": len(batch[0]) / seconds / 1e6,
+        "million_edges_per_second": edges / seconds / 1e6,
+        "fraction_of_copy_bandwidth": seconds_per_edge(graph_work(), rates) * edges / seconds,
+    }
+
+
+def training_batch(model: str, small: bool) -> Batch:
+    """Real crystals that ship with dpt_hpc, of 20 to 100 atoms."""
+    crystals = [s for s in read_json(SAMPLE) if 20 <= s.num_atoms <= 100]
+    count = 1 if small else {"cgcnn": 200, "torchmd_et": 64}[model]
+    return Batch.from_structures([labelled(s) for s in crystals[:count]])
+
+
+def measure_step(model: str, implementation: str, small: bool, device: str, rates: dict[str, float]) -> dict[str, Any]:
+    network = build(model, implementation).to(device)
+    batch = training_batch(model, small)
+    edges = build_graph(network, batch).num_edges
+    batch, step = batch.to(device), TrainingStep(network)
+    seconds = median_seconds(lambda: step(batch), 2 if small else REPEATS, device)
+    if device == "cpu":
+        before = reset_peak()
+        loss = float(step(batch))
+        peak = resident("VmHWM") - before
+    else:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss = float(step(batch))
+        peak = torch.cuda.max_memory_allocated() - before
+    work = step_work(model, "table" if implementation == "table" else "exact", edges / batch.num_atoms)
+    return {
+        "structures": batch.num_structures,
+        "atoms": batch.num_atoms,
+        "edges": edges,
+        "milliseconds": seconds * 1e3,
+        "structures_per_second": batch.num_structures / seconds,
+        "nanoseconds_per_edge": seconds / edges * 1e9,
+        "peak_bytes_per_edge": peak / edges,
+        "fraction_of_limit": seconds_per_edge(work, rates) * edges / seconds,
+        "limited_by": "FLOP" if work.flops / rates["gemm_flops"] > work.bytes / rates["copy_bytes"] else "bytes",
+        "loss": loss,
+    }
+
+
+def attempt(what: str, run: Any) -> Any:
+    """The result of run(), or why there is none: the next measurement goes on."""
+    try:
+        found = run()
+    except Exception as error:
+        found = {"failed": f"{type(error).__name__}: {error}"[:300]}
+    print(what, found, flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
+
+
+def measure(out: Path, device: str) -> None:
+    small = device == "cpu"
+    result: dict[str, Any] = {
+        **facts(),
+        "what": "CUDA events around each call, medians; set-up, allocation and synchronisation are inside the timing",
+        "device": device,
+        "rates": machine_rates(device),
+        "published_million_atoms_per_second": PUBLISHED,
+        "radius_graph": {},
+        "training_step": {},
+    }
+    for name, arguments in graph_sets(small).items():
+        result["radius_graph"][name] = attempt(name, lambda a=arguments: measure_graph(*a, device, result["rates"]))
+        write(out, result)
+    for implementation in ("exact", "table", "plain"):
+        for model in MODELS:
+            key = f"{model}, {implementation}"
+            call = (model, implementation, small, device, result["rates"])
+            result["training_step"][key] = attempt(key, lambda c=call: measure_step(*c))
+            write(out, result)
+
+
+def small_inputs(device: str) -> None:
+    """Every kernel on two small cells, results compared with the CPU's; exits with 1 where they differ."""
+    crystals = [labelled(s) for s in read_json(SAMPLE) if s.num_atoms <= 4][:2]
+    worst = 0.0
+    for cutoff, nearest in ((5.0, None), (5.0, 7)):
+        graphs = [radius_graph(*flat(crystals, where), cutoff, nearest) for where in ("cpu", device)]
+        assert torch.equal(graphs[0].edge_index, graphs[1].edge_index.cpu()), "radius_graph differs"
+    for model in MODELS:
+        for implementation in NATIVE:
+            losses = []
+            for where in ("cpu", device):
+                network = build(model, implementation).to(where)
+                network.cutoff, network.max_neighbors = 4.0, 9  # small
+                losses.append(float(TrainingStep(network)(Batch.from_structures(crystals).to(where))))
+            print(
+                f"{model}, {implementation}: loss {losses[0]:.6f} on the CPU, {losses[1]:.6f} on {device}", flush=True
+            )
+            worst = max(worst, abs(losses[1] / losses[0] - 1))
+    graph = radius_graph(*flat(crystals, device), 4.0)
+    features = torch.randn(graph.num_atoms, 20, device=device, requires_grad=True)
+    weights = edge_product(features, features, graph)
+    gather_aggregate(weights, features, graph).sum().backward()
+    if worst > 1e-4:
+        sys.exit(f"a loss differs from the CPU's by {worst:.1e} of it")
+
+
+def merge(folder: Path, out: Path) -> None:
+    """Lines of FOLDER/stages: name, exit status, seconds; with the tails of the logs beside them."""
+    stages = {}
+    for line in (folder / "stages").read_text().splitlines():
+        name, status, seconds = line.split("\t")
+        log = (folder / f"{name}.log").read_text(errors="replace").splitlines()
+        stages[name] = {"exit_status": int(status), "seconds": int(seconds), "log": log[-12:]}
+    measured = folder / "measured.json"
+    write(out, {"stages": stages} | (json.loads(measured.read_text()) if measured.exists() else {}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=["measure", "small", "merge"])
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if options.verb == "measure":
+        measure(options.paths[0], options.device)
+    elif options.verb == "small":
+        small_inputs(options.device)
+    else:
+        merge(*options.paths)
+
+
+if __name__ == "__main__":
+    main()
