@@ -9,6 +9,8 @@ SHELL := /bin/bash
 # CUDA if PIP_EXTRA_INDEX_URL names the CPU index that PyTorch's installation page gives.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# A torch that carries CUDA, for `make cudatorch`.
+CUDA_TORCH ?= torch==2.14.1
 # Where `make quickstart` writes.
 OUT ?= runs/quickstart
 
@@ -33,7 +35,7 @@ ifneq (cuda=$(DPT_HPC_CUDA),$(shell cat $(KERNELS) 2>/dev/null))
 $(KERNELS): again
 endif
 
-.PHONY: help quickstart test setup pyg bench lint format cuda clean again
+.PHONY: help quickstart test setup pyg bench lint format cuda cudatorch clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +118,15 @@ cuda: $(ENVIRONMENT) ## compile the CUDA kernels for the A100 and the H100: no w
 	cmake --build build/cuda --target kernels_cuda --clean-first >build/cuda/log 2>&1 || { cat build/cuda/log; exit 1; }; \
 	if grep -i -B 2 -E 'warning|[1-9][0-9]* bytes spill' build/cuda/log; then exit 1; fi; \
 	echo "== $$(grep -c 'Compiling entry function' build/cuda/log) kernels for two GPUs, no warning, no spilled register"
+
+cudatorch: setup ## load the extension with CUDA in it beside a CUDA build of torch (downloads 6 GB, keeps nothing; no GPU)
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	echo "== $(CUDA_TORCH) in a throw-away environment"; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/pip" install -qq --no-cache-dir "$(CUDA_TORCH)" numpy; \
+	mkdir "$$folder/site"; cp -r dpt_hpc "$$folder/site/"; \
+	cp "$$($(BIN)/python -c 'from dpt_hpc import _C; print(_C.__file__)')" "$$folder/site/dpt_hpc/"; \
+	PYTHONPATH="$$folder/site" "$$folder/venv/bin/python" tests/beside_cuda_torch.py
 
 clean: ## remove the environment and all build output
 	rm -rf $(VENV) build dist

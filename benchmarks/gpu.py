@@ -8,7 +8,6 @@ python benchmarks/gpu.py merge FOLDER FILE.json             # the stages of gpu.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,30 +158,17 @@ def small_inputs(device: str) -> None:
         sys.exit(f"a loss differs from the CPU's by {worst:.1e} of it")
 
 
-def merge(folder: Path, out: Path) -> None:
-    """Lines of FOLDER/stages: name, exit status, seconds; with the tails of the logs beside them."""
-    stages = {}
-    for line in (folder / "stages").read_text().splitlines():
-        name, status, seconds = line.split("\t")
-        log = (folder / f"{name}.log").read_text(errors="replace").splitlines()
-        stages[name] = {"exit_status": int(status), "seconds": int(seconds), "log": log[-12:]}
-    measured = folder / "measured.json"
-    write(out, {"stages": stages} | (json.loads(measured.read_text()) if measured.exists() else {}))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["measure", "small", "merge"])
-    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("verb", choices=["measure", "small"])
+    parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     if options.verb == "measure":
-        measure(options.paths[0], options.device)
-    elif options.verb == "small":
-        small_inputs(options.device)
+        measure(options.out, options.device)
     else:
-        merge(*options.paths)
+        small_inputs(options.device)
 
 
 if __name__ == "__main__":

@@ -86,16 +86,17 @@ def step_tables(result: dict[str, Any]) -> list[str]:
 
 
 def gpu_tables(result: dict[str, Any]) -> list[str]:
-    text = ["## On a GPU", "", provenance(result), ""]
+    stages = ", ".join(f"{name} {stage['exit_status']}" for name, stage in result["stages"].items())
+    text = ["## On a GPU", "", *([provenance(result)] if "date" in result else []), f"Exit statuses: {stages}.", ""]
     table = [["radius graph", "million atoms/s", "million edges/s", "of the copy bandwidth"]]
-    for name, m in result["radius_graph"].items():
+    for name, m in result.get("radius_graph", {}).items():
         if "failed" in m:
             table.append([name, m["failed"], "", ""])
             continue
         atoms, edges = f"{m['million_atoms_per_second']:.1f}", f"{m['million_edges_per_second']:.0f}"
         table.append([name, atoms, edges, f"{m['fraction_of_copy_bandwidth']:.0%}"])
     steps = [["training step", "structures/s", "ns/edge", "peak bytes/edge", "of the limit"]]
-    for name, m in result["training_step"].items():
+    for name, m in result.get("training_step", {}).items():
         if "failed" in m:
             steps.append([name, m["failed"], "", "", ""])
             continue

@@ -18,8 +18,8 @@ from systems import NASTY, batch_of, random_system, supercell
 from torch import Tensor
 
 from dpt_hpc.errors import DataError, EnvironmentFault
-from dpt_hpc.models import CGCNNOptions, build_model, predict
-from dpt_hpc.ops import Backend, RadiusGraph, radius_graph
+from dpt_hpc.models import CGCNNOptions, ModelOptions, build_model, model_options, predict
+from dpt_hpc.ops import Backend, RadiusGraph, edge_product, gather_aggregate, radius_graph
 from dpt_hpc.structure import Batch, Structure
 
 MISSING = [name for name in ("torch_scatter", "torch_cluster") if importlib.util.find_spec(name) is None]
@@ -114,7 +114,15 @@ def labelled(name: str) -> Batch:
     return Batch.from_structures(structures, dtype=torch.float64)
 
 
-def step(options: CGCNNOptions, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+def options_of(network: str, filters: str, backend: Backend, cutoff: float, max_neighbors: int | None) -> ModelOptions:
+    """A small network, the same for all backends."""
+    sizes = {"hidden": 16, "layers": 2, "readout_hidden": 16}
+    own = {"gaussians": 12} if network == "cgcnn" else {"heads": 4, "radial": 12}
+    shared = {"name": network, "cutoff": cutoff, "max_neighbors": max_neighbors, "filters": filters, "backend": backend}
+    return model_options({**shared, **sizes, **own})
+
+
+def step(options: ModelOptions, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
     """Energies, forces, stress, and the weights' gradients of a training loss on the three."""
     torch.manual_seed(3)
     model = build_model(options).to(dtype).train()
@@ -136,33 +144,36 @@ def step(options: CGCNNOptions, batch: Batch, dtype: torch.dtype) -> dict[str, T
 
 
 @pytest.mark.parametrize("filters", ["exact", "table"])
+@pytest.mark.parametrize("network", ["cgcnn", "torchmd_et"])
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_a_training_step_is_the_same(first: Backend, second: Backend, name: str, filters: str) -> None:
+def test_a_training_step_is_the_same(first: Backend, second: Backend, name: str, network: str, filters: str) -> None:
     _, cutoff, max_neighbors = BATCHES[name]
     batch = labelled(name)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-4)):
         a, b = (
-            step(
-                CGCNNOptions(
-                    cutoff=cutoff,
-                    max_neighbors=max_neighbors,
-                    hidden=16,
-                    layers=2,
-                    gaussians=12,
-                    readout_hidden=16,
-                    filters="table" if filters == "table" else "exact",
-                    backend=backend,
-                ),
-                batch,
-                dtype,
-            )
+            step(options_of(network, filters, backend, cutoff, max_neighbors), batch, dtype)
             for backend in (first, second)
         )
         assert a.keys() == b.keys()
         for key, value in a.items():
             scale = b[key].abs().max().item() if value.numel() else 0.0
             torch.testing.assert_close(value, b[key], rtol=0, atol=tolerance * max(scale, 1e-6), msg=key)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_the_general_pair_is_the_same(first: Backend, second: Backend, name: str) -> None:
+    systems, cutoff, max_neighbors = BATCHES[name]
+    graph = radius_graph(*batch_of(systems), cutoff, max_neighbors)
+    features = torch.randn(graph.num_atoms, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results = []
+    for backend in (first, second):
+        x = features.clone().requires_grad_()
+        y = gather_aggregate(edge_product(x, x, graph, backend=backend), x, graph, backend)
+        results.append((y.detach(), *torch.autograd.grad(y.square().sum(), x)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
