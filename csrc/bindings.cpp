@@ -1,4 +1,5 @@
 #include "bind_gather_aggregate.h"
+#include "bind_radial_messages.h"
 #include "bindings_cuda.h"
 #include "ops.h"
 
@@ -97,6 +98,8 @@ void bind(py::module_ m) {
   bind_cgconv<Level, double>(m, "float64");
   dpt::bind_gather_aggregate<Level, float>(m, "float32");
   dpt::bind_gather_aggregate<Level, double>(m, "float64");
+  dpt::bind_radial_messages<Level, float>(m, "float32");
+  dpt::bind_radial_messages<Level, double>(m, "float64");
   bind_radius_graph<Level>(m);
 }
 

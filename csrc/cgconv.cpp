@@ -3,37 +3,11 @@
 // at a time).
 #include "cgconv_rows.h"
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <vector>
-
+#include "chunks.h"
 #include "ops.h"
 
 namespace dpt {
 namespace {
-
-// Sums over chunks are added in the order of the chunks, and the chunks depend on the graph alone, so that
-// the bits do not depend on the number of threads. A chunk pays one pass over the table: at this many edges
-// that is noise.
-constexpr int64_t kEdgesPerChunk = 4096;
-constexpr int64_t kMostChunks = 256;
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-
-// Aligned for vectors, zeroed where asked.
-template <class T>
-Buffer<T> allocate(int64_t count, bool zero = false) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
-  void* p = std::aligned_alloc(64, bytes);
-  if (!p) throw std::bad_alloc();
-  if (zero) __builtin_memset(p, 0, bytes);
-  return Buffer<T>(static_cast<T*>(p));
-}
 
 // (rows, halves * channels) -> (rows, halves * padded), zeros in the padding.
 template <class T>
@@ -55,28 +29,6 @@ void unpack(const T* from, T* to, int64_t rows, int halves, int64_t channels, in
     __builtin_memcpy(to + r * channels, from + r * padded, static_cast<size_t>(channels) * sizeof(T));
 }
 
-// First row of each chunk: chunks of about equal numbers of edges.
-std::vector<int64_t> cut_rows(const int64_t* target_ptr, int64_t num_atoms) {
-  const int64_t edges = target_ptr[num_atoms];
-  int64_t chunks = (edges + kEdgesPerChunk - 1) / kEdgesPerChunk;
-  chunks = chunks < 1 ? 1 : chunks > kMostChunks ? kMostChunks : chunks;
-  std::vector<int64_t> first(1, 0);
-  for (int64_t c = 1; c < chunks; ++c) {
-    int64_t low = first.back(), high = num_atoms;
-    const int64_t wanted = edges / chunks * c;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (target_ptr[middle] < wanted)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    first.push_back(low);
-  }
-  first.push_back(num_atoms);
-  return first;
-}
-
 template <class T>
 using RowKernel = void (*)(const RowTask<T>&, int64_t, int64_t, RowScratch<T>&, const Sums<T>&);
 
@@ -87,66 +39,21 @@ RowKernel<T> kernel(bool table, bool length) {
   return length ? rows<T, Spline, P, false, true> : rows<T, Spline, P, false, false>;
 }
 
-// Sums of all chunks: rows [0, N) by source and the table, each (rows, 2P).
+// Buffers for the rows of one thread, and what points to them.
 template <class T>
-struct Totals {
-  Buffer<T> by_source, table;
+struct RowBuffers {
+  Buffer<int64_t> indices;
+  Buffer<T> values, taps, sums;
+  RowScratch<T> scratch;
+
+  RowBuffers(int64_t longest, int64_t count, int64_t padded)
+      : indices(allocate<int64_t>(2 * longest)),
+        values(allocate<T>(2 * longest)),
+        taps(allocate<T>(12 * (longest > count + 16 ? longest : count + 16))),
+        sums(allocate<T>(4 * padded)),
+        scratch{indices.get(),           values.get(), values.get() + longest,
+                indices.get() + longest, taps.get(),   sums.get()} {}
 };
-
-template <class T>
-Totals<T> run_chunks(const RowTask<T>& task, RowKernel<T> run, int64_t num_atoms, bool by_source, bool table,
-                     int num_threads) {
-  const std::vector<int64_t> first = cut_rows(task.target_ptr, num_atoms);
-  const int64_t chunks = static_cast<int64_t>(first.size()) - 1;
-  const int64_t stride = 2 * task.padded, table_size = table ? task.count * stride : 0;
-  int64_t longest = 0;
-  for (int64_t i = 0; i < num_atoms; ++i) {
-    const int64_t n = task.target_ptr[i + 1] - task.target_ptr[i];
-    longest = n > longest ? n : longest;
-  }
-  const int64_t weights = 12 * (longest > task.count + 16 ? longest : task.count + 16);
-
-  Totals<T> totals;
-  if (by_source) totals.by_source = allocate<T>(num_atoms * stride, true);
-  if (table) totals.table = allocate<T>(table_size, true);
-  const int threads = static_cast<int>(num_threads < chunks ? num_threads : chunks);
-#pragma omp parallel num_threads(threads)
-  {
-    const Buffer<int64_t> indices = allocate<int64_t>(2 * longest);
-    const Buffer<T> values = allocate<T>(2 * longest);
-    const Buffer<T> taps = allocate<T>(weights), row_sums = allocate<T>(4 * task.padded);
-    RowScratch<T> scratch{indices.get(),           values.get(), values.get() + longest,
-                          indices.get() + longest, taps.get(),   row_sums.get()};
-    const Buffer<T> my_rows = by_source && chunks > 1 ? allocate<T>(num_atoms * stride) : nullptr;
-    const Buffer<T> my_table = table && chunks > 1 ? allocate<T>(table_size) : nullptr;
-    Sums<T> sums{my_rows ? my_rows.get() : totals.by_source.get(),
-                 my_table ? my_table.get() : totals.table.get()};
-#pragma omp for ordered schedule(dynamic, 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-      // Sources that this chunk touches: its own structures, in a batch.
-      int64_t low = num_atoms, high = 0;
-      if (my_rows) {
-        for (int64_t e = task.target_ptr[first[c]]; e < task.target_ptr[first[c + 1]]; ++e) {
-          low = task.source[e] < low ? task.source[e] : low;
-          high = task.source[e] >= high ? task.source[e] + 1 : high;
-        }
-        if (high > low)
-          __builtin_memset(my_rows.get() + low * stride, 0,
-                           static_cast<size_t>((high - low) * stride) * sizeof(T));
-      }
-      if (my_table) __builtin_memset(my_table.get(), 0, static_cast<size_t>(table_size) * sizeof(T));
-      run(task, first[c], first[c + 1], scratch, sums);
-#pragma omp ordered
-      {
-        if (my_rows)
-          for (int64_t k = low * stride; k < high * stride; ++k) totals.by_source[k] += my_rows[k];
-        if (my_table)
-          for (int64_t k = 0; k < table_size; ++k) totals.table[k] += my_table[k];
-      }
-    }
-  }
-  return totals;
-}
 
 template <class T, Pass P>
 void run(const CgconvGraph& graph, const RadialBasis& basis, const CgconvInputs<T>& in,
@@ -193,8 +100,19 @@ void run(const CgconvGraph& graph, const RadialBasis& basis, const CgconvInputs<
   const bool want_table = out.table != nullptr, want_length = out.lengths != nullptr;
   const auto row_kernel = basis.spline ? kernel<T, true, P>(want_table, want_length)
                                        : kernel<T, false, P>(want_table, want_length);
-  const Totals<T> totals = run_chunks(task, row_kernel, n, want_b && P != Pass::kForward,
-                                      want_table && P != Pass::kForward, num_threads);
+  int64_t longest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t length = graph.target_ptr[i + 1] - graph.target_ptr[i];
+    longest = length > longest ? length : longest;
+  }
+  const bool gradient = P != Pass::kForward;
+  const Totals<T> totals = run_chunks<T>(
+      graph.target_ptr, graph.source, n,
+      {gradient && want_b ? 2 * padded : 0, gradient && want_table ? K * 2 * padded : 0}, num_threads,
+      [&] { return RowBuffers<T>(longest, K, padded); },
+      [&](int64_t first, int64_t last, RowBuffers<T>& buffers, const Sums<T>& sums) {
+        row_kernel(task, first, last, buffers.scratch, sums);
+      });
   unpack(out_y.get(), out.y, n, 1, F, padded);
   unpack(out_a.get(), out.a, n, 2, F, padded);
   unpack(totals.by_source.get(), out.b, n, 2, F, padded);

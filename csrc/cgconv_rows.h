@@ -13,18 +13,12 @@
 #pragma once
 
 #include "cgconv_taps.h"
+#include "chunks.h"
 
 namespace dpt {
 namespace {
 
 enum class Pass { kForward, kBackward, kDoubleBackward };
-
-// What a chunk of rows adds to; private to a thread.
-template <class T>
-struct Sums {
-  T* by_source;  // (N,2P)
-  T* table;      // (count,2P)
-};
 
 // EB edges of target i, forward. sums (P): of m.
 template <class T, int EB, class Taps>

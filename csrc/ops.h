@@ -10,6 +10,7 @@
 
 #include "cgconv.h"
 #include "gather_aggregate.h"
+#include "radial_messages.h"
 #include "radius_graph.h"
 #include "radius_graph_cuda.h"
 

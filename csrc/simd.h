@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 namespace dpt {
 namespace {
@@ -106,6 +107,67 @@ DPT_INLINE T sum_lanes(Vec<T> v) {
   return lanes[0];
 }
 
+// Every group of `Width` lanes of a, then of b, folded into half as many: lane k of a group plus lane k of
+// its other half.
+template <class T, int Width, size_t... K>
+DPT_INLINE Vec<T> fold(Vec<T> a, Vec<T> b, std::index_sequence<K...>) {
+  constexpr auto lane = [](size_t k) { return k / (Width / 2) * Width + k % (Width / 2); };
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, lane(K)...) + __builtin_shufflevector(a, b, lane(K) + Width / 2 ...);
+#else
+  using I = typename Simd<T>::I;
+  using K0 = decltype(I{}[0] + 0);
+  return __builtin_shuffle(a, b, I{K0(lane(K))...}) + __builtin_shuffle(a, b, I{K0(lane(K) + Width / 2)...});
+#endif
+}
+
+// Lane k: lane k % N of v.
+template <class T, int N, size_t... K>
+DPT_INLINE Vec<T> repeat_lanes(Vec<T> v, std::index_sequence<K...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, (K % N)...);
+#else
+  using I = typename Simd<T>::I;
+  using K0 = decltype(I{}[0] + 0);
+  return __builtin_shuffle(v, I{K0(K % N)...});
+#endif
+}
+
+// Lane k: p[k % N]. Reads a whole vector.
+template <class T, int N>
+DPT_INLINE Vec<T> load_repeated(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return repeat_lanes<T, N>(v, std::make_index_sequence<Simd<T>::kLanes>{});
+}
+
+// Lane k: the sum over the lanes of v[k % N]. N and Span are powers of two, N at most kLanes.
+template <class T, int N, int Span = Simd<T>::kLanes>
+DPT_INLINE Vec<T> lane_sums(const Vec<T>* v) {
+  constexpr int lanes = Simd<T>::kLanes;
+  if constexpr (Span == 1) {
+    return v[0];
+  } else {
+    constexpr bool repeated = Span > N;
+    const Vec<T> a = lane_sums<T, N, Span / 2>(v);
+    const Vec<T> b = repeated ? a : lane_sums<T, N, Span / 2>(repeated ? v : v + Span / 2);
+    return fold<T, lanes / (Span / 2)>(a, b, std::make_index_sequence<lanes>{});
+  }
+}
+
+// out[k] += the sum over the lanes of v[k]. N is a power of two.
+template <class T, int N>
+DPT_INLINE void add_lane_sums(const Vec<T>* v, T* out) {
+  constexpr int lanes = Simd<T>::kLanes, at_once = N < lanes ? N : lanes;
+#pragma GCC unroll 16
+  for (int k = 0; k < N; k += at_once) {
+    const Vec<T> sums = lane_sums<T, at_once>(v + k);
+    T values[lanes];
+    store(values, sums);
+    for (int j = 0; j < at_once; ++j) out[k + j] += values[j];
+  }
+}
+
 template <class T, int N>
 DPT_INLINE Vec<T> horner(const T (&coefficients)[N], Vec<T> x) {
   Vec<T> sum = broadcast<T>(coefficients[N - 1]);
@@ -171,6 +233,23 @@ struct Gate {
   DPT_INLINE V sign_term() const { return (e - T(1)) * sigmoid; }    // 1 - 2 sigmoid
   DPT_INLINE V d_softplus() const { return s >= T(0) ? r : z * r; }  // sigmoid(s)
   DPT_INLINE V dd_softplus() const { return (z * r) * r; }
+};
+
+// silu(x) = x sigmoid(x) and its derivatives. Far below zero x counts as -kBound, where all are below
+// rounding.
+template <class T>
+struct Silu {
+  using V = Vec<T>;
+  V x, sigmoid, rest;  // rest = 1 - sigmoid
+
+  explicit DPT_INLINE Silu(V value) : x(at_least<T>(value, -Simd<T>::kBound)) {
+    const V z = exponential<T>(x > Simd<T>::kBound ? broadcast<T>(-Simd<T>::kBound) : -x);
+    sigmoid = T(1) / (z + T(1));
+    rest = z * sigmoid;
+  }
+  DPT_INLINE V value() const { return x * sigmoid; }
+  DPT_INLINE V slope() const { return sigmoid + (sigmoid * rest) * x; }
+  DPT_INLINE V curvature() const { return (sigmoid * rest) * (x * (rest - sigmoid) + T(2)); }
 };
 
 }  // namespace

@@ -49,8 +49,8 @@ def apply(function: type[Function], *arguments: Any) -> Any:
     return function.apply(*arguments)
 
 
-def asked(ctx: Any, index: int) -> bool:
-    """Whether the running backward will use the gradient of input `index`.
+def asked(ctx: Any, index: int, absent: int = 0) -> bool:
+    """Whether the running backward will use the gradient of input `index`; `absent` of the inputs before it are None.
 
     needs_input_grad says what can be differentiated, not what autograd.grad was asked for: the gradient of the energy
     with respect to the positions alone would pay for that of the filter weights. The engine knows better; where it
@@ -58,7 +58,7 @@ def asked(ctx: Any, index: int) -> bool:
     """
     if not ctx.needs_input_grad[index]:
         return False
-    node = ctx.next_functions[index][0]
+    node = ctx.next_functions[index - absent][0]
     try:
         return node is not None and bool(torch._C._will_engine_execute_node(node))
     except (AttributeError, RuntimeError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
+from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
 from dpt_hpc.ops.backends import Backend, plain_twins
 from dpt_hpc.ops.radial_taps import RadialTaps
 from dpt_hpc.ops.radius_graph import RadiusGraph
@@ -81,10 +85,149 @@ def radial_messages(
             heads=heads,
         )
         return twin
-    raise EnvironmentFault(
-        f"radial_messages: tensors are on {values.device}, but this build of dpt_hpc has no kernels for it.\n"
-        "Use backend='reference'."
+    if values.device.type != "cpu":
+        raise EnvironmentFault(
+            f"radial_messages: tensors are on {values.device}, but this build of dpt_hpc has no kernels for it.\n"
+            "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
+        )
+    message = _Message(taps, graph, activation == "silu", heads, queries is not None, vectors is not None)
+    inputs = (queries, keys, values, vectors, taps.values, envelope, directions, filter_weights, filter_bias)
+    x, v = apply(_RadialMessages, *inputs, message)
+    return x, v
+
+
+_INPUTS = ("queries", "keys", "values", "vectors", "taps", "envelope", "directions", "weights", "bias")
+"""Inputs of the Functions below, in their order and by the names of csrc/radial_messages.h."""
+
+_TAPS, _ENVELOPE, _DIRECTIONS = (_INPUTS.index(name) for name in ("taps", "envelope", "directions"))
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What a call keeps besides its tensors."""
+
+    taps: RadialTaps
+    graph: RadiusGraph
+    silu: bool
+    heads: int
+    attention: bool
+    oriented: bool
+    scope: Scope | None = field(default_factory=current_scope)
+
+    def wanted(self, ctx: Any) -> tuple[bool, ...]:
+        """Which gradients of the saved tensors the running backward has to compute; the last of them are _INPUTS."""
+        tensors = ctx.saved_tensors
+        constant: set[int] = set()
+        if self.scope is not None and self.scope.closed:
+            constant = {_ENVELOPE, _DIRECTIONS} | (set() if self.taps.trainable else {_TAPS})
+        before = len(tensors) - len(_INPUTS)
+        absent = [sum(t is None for t in tensors[:k]) for k in range(len(tensors))]
+        return tuple(asked(ctx, k, absent[k]) and k - before not in constant for k in range(len(tensors)))
+
+    def run(self, name: str, inputs: tuple[Tensor | None, ...], **pointers: Tensor | None) -> None:
+        """Call a native pass on _INPUTS."""
+        given = dict(zip(_INPUTS, inputs, strict=True)) | pointers
+        held = {key: t.detach().contiguous() for key, t in given.items() if t is not None}
+        values, taps = held["values"], held["taps"]
+        source = self.graph.edge_index[0].contiguous()
+        target_ptr, first = self.graph.target_ptr.contiguous(), self.taps.first.contiguous()
+        native = getattr(_C, f"radial_messages_{name}_{'float32' if values.dtype == torch.float32 else 'float64'}")
+        native(
+            num_atoms=self.graph.num_atoms,
+            target_ptr=target_ptr.data_ptr(),
+            source=source.data_ptr(),
+            channels=values.shape[1] // (3 if self.oriented else 1),
+            heads=self.heads,
+            taps_per_edge=taps.shape[1],
+            count=self.taps.count,
+            attention=self.attention,
+            oriented=self.oriented,
+            silu=self.silu,
+            first=first.data_ptr(),
+            **{key: t.data_ptr() for key, t in held.items()},
+            threads=torch.get_num_threads(),
+        )
+
+
+def _empty_like(tensors: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format) if t is not None and w else None
+        for t, w in zip(tensors, wanted, strict=True)
     )
+
+
+def _named(prefix: str, tensors: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
+    return {prefix + name: tensor for name, tensor in zip(_INPUTS, tensors, strict=True)}
+
+
+class _RadialMessages(Function):
+    """Inputs: _INPUTS -> x (N,C), v (N,3,C) or None."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        *tensors, message = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.message = message
+        ctx.set_materialize_grads(False)
+        values, vectors = tensors[2], tensors[3]
+        x = values.new_empty(values.shape[0], values.shape[1] // (3 if message.oriented else 1))
+        v = torch.empty_like(vectors, memory_format=torch.contiguous_format) if message.oriented else None
+        message.run("forward", tuple(tensors), out_x=x, out_v=v)
+        return x, v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        wanted = ctx.message.wanted(ctx)
+        if not any(wanted) or all(g is None for g in gradients):
+            return (None,) * 10
+        return *apply(_RadialMessagesBackward, *gradients, *ctx.saved_tensors, ctx.message, wanted), None
+
+
+class _RadialMessagesBackward(Function):
+    """Inputs: grad_x, grad_v, _INPUTS -> the gradients of _INPUTS, None where not wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        grad_x, grad_v, *tensors, message, wanted = inputs
+        ctx.save_for_backward(grad_x, grad_v, *tensors)
+        ctx.message = message
+        ctx.set_materialize_grads(False)
+        results = _empty_like(tuple(tensors), wanted)
+        message.run("backward", tuple(tensors), grad_x=grad_x, grad_v=grad_v, **_named("out_", results))
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        wanted = ctx.message.wanted(ctx)
+        if not any(wanted) or all(g is None for g in gradients):
+            return (None,) * 13
+        results = apply(_RadialMessagesDoubleBackward, *ctx.saved_tensors, *gradients, ctx.message, wanted)
+        return *results, None, None
+
+
+class _RadialMessagesDoubleBackward(Function):
+    """Inputs: grad_x, grad_v, _INPUTS, cotangents of the gradients of _INPUTS -> gradients of grad_x, grad_v and
+    _INPUTS, None where not wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        tensors, along, message, wanted = inputs[:11], inputs[11:20], inputs[20], inputs[21]
+        results = _empty_like(tensors, wanted)
+        message.run(
+            "double_backward",
+            tensors[2:],
+            grad_x=tensors[0],
+            grad_v=tensors[1],
+            **_named("along_", along),
+            out_x=results[0],
+            out_v=results[1],
+            **_named("out_", results[2:]),
+        )
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise third_derivative("radial_messages")
 
 
 def _check_arguments(
@@ -134,8 +277,13 @@ def _check_arguments(
             f"radial_messages: taps.first: expected ({edges},) int32 on {values.device}, got "
             f"{tuple(taps.first.shape)} {taps.first.dtype} on {taps.first.device}."
         )
-    if window > taps.count:
-        raise ValueError(f"radial_messages: taps: expected at most count = {taps.count} columns, got {window}.")
+    # On a GPU this would wait for it; there the caller is trusted.
+    low, high = (int(x) for x in taps.first.aminmax()) if edges and not taps.first.is_cuda else (0, 0)
+    if low < 0 or high + window > taps.count:
+        raise ValueError(
+            f"radial_messages: taps: expected windows within the {taps.count} functions, got first functions {low} to "
+            f"{high} and {window} taps."
+        )
     if activation not in ("identity", "silu"):
         raise ValueError(f"radial_messages: activation: expected identity or silu, got {activation!r}.")
     if heads < 1 or channels % heads or (heads > 1 and not attention):
