@@ -71,6 +71,7 @@ struct Totals {
 struct ChunkSizes {
   int64_t row, table;
   int64_t edges_per_chunk = kEdgesPerChunk;
+  int64_t spare_rows = 0;  // behind those of the atoms, for what is not wanted
 };
 
 // Calls run(first row, last row, scratch, sums) for every chunk, scratch = make_scratch() once per thread.
@@ -81,13 +82,15 @@ Totals<T> run_chunks(const int64_t* target_ptr, const int64_t* source, int64_t n
   const std::vector<int64_t> first = cut_rows(target_ptr, num_atoms, size.edges_per_chunk);
   const int64_t chunks = static_cast<int64_t>(first.size()) - 1;
   Totals<T> totals;
-  if (size.row) totals.by_source = allocate<T>(num_atoms * size.row, true);
+  if (size.row) totals.by_source = allocate<T>((num_atoms + size.spare_rows) * size.row, true);
   if (size.table) totals.table = allocate<T>(size.table, true);
   const int threads = static_cast<int>(num_threads < chunks ? num_threads : chunks);
 #pragma omp parallel num_threads(threads)
   {
     auto scratch = make_scratch();
-    const Buffer<T> my_rows = size.row && chunks > 1 ? allocate<T>(num_atoms * size.row) : nullptr;
+    const Buffer<T> my_rows = size.row && chunks > 1
+                                  ? allocate<T>((num_atoms + size.spare_rows) * size.row, size.spare_rows > 0)
+                                  : nullptr;
     const Buffer<T> my_table = size.table && chunks > 1 ? allocate<T>(size.table) : nullptr;
     const Sums<T> sums{my_rows ? my_rows.get() : totals.by_source.get(),
                        my_table ? my_table.get() : totals.table.get()};

@@ -56,12 +56,12 @@ struct Part {
   int64_t pitch;
 };
 
-// Node rows of several parts, (atoms, groups, v, part, lane).
+// Node rows of several parts, (atoms + 1, groups, v, part, lane); the last atom is zero.
 template <class T, class Parts>
 Buffer<T> pack_nodes(const Packing& packing, int64_t atoms, const Parts& parts) {
   constexpr int64_t lanes = Simd<T>::kLanes;
   const int64_t count = static_cast<int64_t>(parts.size()), step = packing.vectors * count * lanes;
-  Buffer<T> to = allocate<T>(atoms * packing.groups * step, true);
+  Buffer<T> to = allocate<T>((atoms + 1) * packing.groups * step, true);
   for (int64_t p = 0; p < count; ++p)
     if (parts[p].from)
       packing.pack(parts[p].from, atoms, parts[p].pitch, to.get() + p * lanes, packing.groups * step, step,
@@ -156,7 +156,7 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   const Buffer<T> sources = pack_nodes<T>(pack, n, source_parts(shape, in.keys, in.values, in.vectors));
   const Buffer<T> sources_t =
       second ? pack_nodes<T>(pack, n, source_parts(shape, along.keys, along.values, along.vectors)) : nullptr;
-  const Buffer<T> results = allocate<T>(n * pack.groups * pack.vectors * kResultParts * lanes, true);
+  const Buffer<T> results = allocate<T>((n + 1) * pack.groups * pack.vectors * kResultParts * lanes, true);
   const Buffer<T> weights = pack_filters(pack, in.weights, K, parts),
                   bias = pack_filters(pack, in.bias, 1, parts);
   const Buffer<T> weights_t = pack_filters(pack, along.weights, K, parts);
@@ -186,6 +186,7 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   const bool want_sources = gradient && (out.keys || out.values || out.vectors);
   const bool want_table = gradient && (out.weights || out.bias);
   ChunkSizes sizes{want_sources ? group.source_pitch : 0, want_table ? pack.groups * (K + 1) * row : 0};
+  sizes.spare_rows = 1;
   if (want_table && 16 * K > sizes.edges_per_chunk) sizes.edges_per_chunk = 16 * K;
   const RowKernel<T> row_kernel = kernel<T, Which>(shape);
   const Totals<T> totals = run_chunks<T>(

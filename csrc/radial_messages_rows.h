@@ -1,6 +1,5 @@
-// The rows of the radial messages (formulas and notation in radial_messages.h): a block of edges of one
-// target, in one group of channels, forward, first and second backward. Included by radial_messages.cpp, once
-// per processor level.
+// The radial messages (formulas and notation in radial_messages.h) of a block of edges in one group of
+// channels: forward, first and second backward. Included by radial_messages_tile.h.
 //
 // A group is a head, or, without attention, as many channels as a vector has lanes; its channels are padded
 // to whole vectors with zeros. Node arrays are packed as (atom, group, v, part, lane).
@@ -33,7 +32,7 @@ struct GroupTask {
 // The edges of a block.
 template <class T, int EB>
 struct BlockEdges {
-  const int64_t* source;               // (EB,)
+  const int64_t *source, *target;      // (EB,)
   const T *envelope, *envelope_t;      // (EB,)
   const T *directions, *directions_t;  // (EB,3)
   T* geometry;                         // (4,EB), added to: to directions, to envelope; null where not wanted
@@ -158,17 +157,17 @@ struct Attended {
 
 template <class T, int EB, bool Attention, bool Vectors, Pass Which, class Taps>
 DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>& edges, const Taps& taps,
-                              int64_t i, const Filters<T>& f, Vec<T>* r, Vec<T>* rh) {
+                              const Filters<T>& f, Vec<T>* r, Vec<T>* rh) {
   using S = Parts<T, Attention, Vectors>;
   constexpr int lanes = Simd<T>::kLanes, P = S::kFilters, SP = S::kSource;
   constexpr bool backward = Which != Pass::kForward, second = Which == Pass::kDoubleBackward;
   const int64_t nv = task.table.vectors;
-  const T* target = task.target + i * task.target_pitch;
-  T* result = task.result + i * task.result_pitch;
-  const T *source[EB], *source_t[EB];
-  T* to_source[EB];
+  const T *target[EB], *source[EB], *source_t[EB];
+  T *result[EB], *to_source[EB];
 #pragma GCC unroll 4
   for (int e = 0; e < EB; ++e) {
+    target[e] = task.target + edges.target[e] * task.target_pitch;
+    result[e] = task.result + edges.target[e] * task.result_pitch;
     const int64_t offset = edges.source[e] * task.source_pitch;
     source[e] = task.source + offset;
     source_t[e] = second ? task.source_t + offset : nullptr;
@@ -179,12 +178,11 @@ DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>&
   Vec<T> s[EB] = {}, st[EB] = {}, ab[EB] = {}, ah[EB] = {};
   for (int64_t v = 0; v < nv; ++v) {
     make_filters<T, EB, P, Which>(task, taps, v, f);
-    const T* at = target + v * kTargetParts * lanes;
     const Vec<T>* value = f.value + v * P * EB;
     const Vec<T>* tangent = f.tangent + v * P * EB;
 #pragma GCC unroll 4
     for (int e = 0; e < EB; ++e) {
-      const T* from = source[e] + v * SP * lanes;
+      const T *at = target[e] + v * kTargetParts * lanes, *from = source[e] + v * SP * lanes;
       if constexpr (Attention) {
         const Vec<T> q = load(at + kQuery * lanes), k = load(from), kF = k * value[e];
         s[e] += q * kF;
@@ -230,29 +228,30 @@ DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>&
   // Everything else, channel by channel.
   Vec<T> to_direction[4 * EB] = {};
   for (int64_t v = 0; v < nv; ++v) {
-    const T* at = target + v * kTargetParts * lanes;
-    T* out = result + v * kResultParts * lanes;
     const Vec<T>* value = f.value + v * P * EB;
     const Vec<T>* tangent = f.tangent + v * P * EB;
     Vec<T>* row = r + v * P * EB;
     Vec<T>* row_h = rh + v * P * EB;
-    Vec<T> total_x{}, total_v[3] = {}, total_q{};
 #pragma GCC unroll 4
     for (int e = 0; e < EB; ++e) {
-      const T* from = source[e] + v * SP * lanes;
+      const T *at = target[e] + v * kTargetParts * lanes, *from = source[e] + v * SP * lanes;
+      T* out = result[e] + v * kResultParts * lanes;
       const T* from_t = second ? source_t[e] + v * SP * lanes : nullptr;
+      const auto add = [&](int part, Vec<T> value) __attribute__((always_inline)) {
+        store(out + part * lanes, load(out + part * lanes) + value);
+      };
       Vec<T> gradient[SP];
       if constexpr (Attention && backward) {
         const Vec<T> q = load(at + kQuery * lanes), k = load(from), F = value[e];
         const Vec<T> sbq = w.sb[e] * q, sbk = w.sb[e] * k;
         row[e] = sbq * k;
         if constexpr (!second) {
-          total_q += sbk * F;
+          add(kQueryGradient, sbk * F);
           gradient[0] = sbq * F;
         } else {
           const Vec<T> qt = load(at + kQueryTangent * lanes), kt = load(from_t), Ft = tangent[e];
           const Vec<T> to_k = w.sh[e] * q + w.sb[e] * qt, to_q = w.sh[e] * k + w.sb[e] * kt;
-          total_q += to_q * F + sbk * Ft;
+          add(kQueryGradient, to_q * F + sbk * Ft);
           gradient[0] = to_k * F + sbq * Ft;
           row_h[e] = to_k * k + sbq * kt;
         }
@@ -260,7 +259,7 @@ DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>&
       {
         const Vec<T> vx = load(from + S::kX * lanes), F = value[S::kX * EB + e];
         if constexpr (!backward) {
-          total_x += w.a[e] * (vx * F);
+          add(kX, w.a[e] * (vx * F));
         } else {
           const Vec<T> x = load(at + kGradX * lanes), wb = w.a[e] * x;
           row[S::kX * EB + e] = wb * vx;
@@ -268,7 +267,7 @@ DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>&
             gradient[S::kX] = wb * F;
           } else {
             const Vec<T> vt = load(from_t + S::kX * lanes), Ft = tangent[S::kX * EB + e], wh = w.at[e] * x;
-            total_x += w.at[e] * (vx * F) + w.a[e] * (vt * F + vx * Ft);
+            add(kX, w.at[e] * (vx * F) + w.a[e] * (vt * F + vx * Ft));
             gradient[S::kX] = wh * F + wb * Ft;
             row_h[S::kX * EB + e] = wh * vx + wb * vt;
           }
@@ -281,7 +280,7 @@ DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>&
         if constexpr (!backward) {
           const Vec<T> w1 = v1 * F1, w2 = v2 * F2;
 #pragma GCC unroll 3
-          for (int c = 0; c < 3; ++c) total_v[c] += load(from + (S::kVector + c) * lanes) * w1 + d[c] * w2;
+          for (int c = 0; c < 3; ++c) add(kV + c, load(from + (S::kVector + c) * lanes) * w1 + d[c] * w2);
         } else {
           Vec<T> vb[3], vec[3], dot1{}, dot2{};
 #pragma GCC unroll 3
@@ -309,7 +308,7 @@ DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>&
               const Vec<T> vect = load(from_t + (S::kVector + c) * lanes);
               dot1h += vb[c] * vect;
               dot2h += dt[c] * vb[c];
-              total_v[c] += vect * plain1 + vec[c] * w1 + dt[c] * plain2 + d[c] * w2;
+              add(kV + c, vect * plain1 + vec[c] * w1 + dt[c] * plain2 + d[c] * w2);
             }
             gradient[S::kOne] = dot1h * F1 + dot1 * F1t;
             gradient[S::kTwo] = dot2h * F2 + dot2 * F2t;
@@ -329,15 +328,6 @@ DPT_INLINE void message_block(const GroupTask<T>& task, const BlockEdges<T, EB>&
         for (int p = 0; p < SP; ++p) store(to + p * lanes, load(to + p * lanes) + gradient[p]);
       }
     }
-    const auto add = [&](int part, Vec<T> value) __attribute__((always_inline)) {
-      store(out + part * lanes, load(out + part * lanes) + value);
-    };
-    if constexpr (Which != Pass::kBackward) {
-      add(kX, total_x);
-      if constexpr (Vectors)
-        for (int c = 0; c < 3; ++c) add(kV + c, total_v[c]);
-    }
-    if constexpr (Attention && backward) add(kQueryGradient, total_q);
   }
   if constexpr (backward) {
     if (edges.geometry) {

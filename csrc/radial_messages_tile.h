@@ -38,7 +38,7 @@ struct SharedWindow {
 
 template <class T>
 struct Tile {
-  std::vector<int64_t> edge, source, base;
+  std::vector<int64_t> edge, source, target, base, bins;
   std::vector<T> envelope, envelope_t, directions, directions_t;
   std::vector<T> taps, taps_t;  // (edges,4), or (columns,EB) block by block
   std::vector<T> geometry, to_taps;
@@ -48,32 +48,21 @@ struct Tile {
   explicit Tile(int64_t block_vectors) : rows(allocate<T>(6 * block_vectors * Simd<T>::kLanes)) {}
 };
 
-// Puts the edges of a row in the order of a coarse bin of their windows (stable).
+// Puts the edges [begin, end) in the order of their windows (stable).
 template <class T>
-void sort_row(const MessageTask<T>& task, int64_t begin, int64_t end, int64_t* edge) {
-  constexpr int kBins = 64;
-  int64_t offset[kBins + 1] = {};
-  const int64_t most = task.shape.count;
-  const auto bin = [&](int64_t e) {
-    return most <= kBins ? int64_t(task.in.first[e]) : int64_t(task.in.first[e]) * kBins / most;
-  };
-  for (int64_t e = begin; e < end; ++e) ++offset[bin(e) + 1];
-  for (int k = 1; k <= kBins; ++k) offset[k] += offset[k - 1];
-  for (int64_t e = begin; e < end; ++e) edge[offset[bin(e)]++] = e;
+void sort_edges(const MessageTask<T>& task, int64_t begin, int64_t end, Tile<T>& tile) {
+  const int64_t count = task.shape.count, bins = count < 1024 ? count : 1024;
+  tile.bins.assign(static_cast<size_t>(bins + 1), 0);
+  const auto bin = [&](int64_t e) { return task.in.first[e] * bins / count; };
+  for (int64_t e = begin; e < end; ++e) ++tile.bins[bin(e) + 1];
+  for (int64_t k = 1; k <= bins; ++k) tile.bins[k] += tile.bins[k - 1];
+  for (int64_t e = begin; e < end; ++e) tile.edge[tile.bins[bin(e)]++] = e;
 }
 
-// Calls act(first edge, constant number of edges) for the blocks of a row.
-template <class T, class Act>
-DPT_INLINE void for_blocks(int64_t begin, int64_t end, const Act& act) {
-  constexpr int EB = kBlock<T>;
-  for (; begin + EB <= end; begin += EB) act(begin, std::integral_constant<int, EB>{});
-  for (; begin < end; ++begin) act(begin, std::integral_constant<int, 1>{});
-}
-
-// What a block of EB edges shares: columns and their taps.
-template <class T, int EB>
+// What the edges of a block share: columns and their taps.
+template <class T>
 void share_window(const MessageTask<T>& task, Tile<T>& tile, int64_t slot) {
-  constexpr int64_t lanes = Simd<T>::kLanes;
+  constexpr int64_t lanes = Simd<T>::kLanes, EB = kBlock<T>;
   const int64_t M = task.shape.taps;
   const T *taps = task.in.taps, *taps_t = task.along.taps;
   SharedWindow w{task.shape.count, 0, static_cast<int64_t>(tile.taps.size()),
@@ -109,112 +98,106 @@ void share_window(const MessageTask<T>& task, Tile<T>& tile, int64_t slot) {
   tile.windows.push_back(w);
 }
 
-// Everything that the groups share.
+// Everything that the groups share. The last block is filled up with edges between the packed arrays' last
+// atom, which is zero, and itself.
 template <class T, bool Four, Pass Which>
 void fill_tile(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>& tile) {
-  const int64_t begin = task.graph.target_ptr[first], n = task.graph.target_ptr[last] - begin;
-  const size_t size = static_cast<size_t>(n), padded = size + Simd<T>::kLanes;  // load_repeated reads beyond
-  tile.edge.resize(size), tile.source.resize(size), tile.base.resize(size);
-  tile.envelope.resize(padded), tile.envelope_t.resize(padded);
-  tile.directions.resize(3 * size), tile.directions_t.resize(3 * size);
+  constexpr int64_t EB = kBlock<T>;
+  const RadialMessageGraph& graph = task.graph;
+  const int64_t begin = graph.target_ptr[first], n = graph.target_ptr[last] - begin;
+  const size_t size = static_cast<size_t>((n + EB - 1) / EB * EB), padded = size + Simd<T>::kLanes;
+  tile.edge.resize(size);
+  sort_edges(task, begin, begin + n, tile);
+  for (size_t k = n; k < size; ++k) tile.edge[k] = tile.edge[n - 1];
+  tile.source.assign(size, graph.num_atoms), tile.target.assign(size, graph.num_atoms);
+  tile.base.resize(size);
+  tile.envelope.assign(padded, T(0)), tile.envelope_t.assign(padded, T(0));  // load_repeated reads beyond
+  tile.directions.assign(3 * size, T(0)), tile.directions_t.assign(3 * size, T(0));
   tile.geometry.assign(task.want_geometry() && Which != Pass::kForward ? 4 * size : 0, T(0));
+  std::vector<int64_t>& target = tile.bins;  // by edge
+  target.resize(size);
   for (int64_t i = first; i < last; ++i)
-    sort_row(task, task.graph.target_ptr[i], task.graph.target_ptr[i + 1],
-             tile.edge.data() + (task.graph.target_ptr[i] - begin));
+    for (int64_t e = graph.target_ptr[i]; e < graph.target_ptr[i + 1]; ++e) target[e - begin] = i;
   for (int64_t k = 0; k < n; ++k) {
     const int64_t e = tile.edge[k];
-    tile.source[k] = task.graph.source[e];
-    tile.base[k] = task.in.first[e] * task.group.table.row;
+    tile.source[k] = graph.source[e];
+    tile.target[k] = target[e - begin];
     tile.envelope[k] = task.in.envelope ? task.in.envelope[e] : T(1);
-    tile.envelope_t[k] = task.along.envelope ? task.along.envelope[e] : T(0);
+    if (task.along.envelope) tile.envelope_t[k] = task.along.envelope[e];
     for (int c = 0; c < 3; ++c) {
-      tile.directions[3 * k + c] = task.in.directions ? task.in.directions[3 * e + c] : T(0);
-      tile.directions_t[3 * k + c] = task.along.directions ? task.along.directions[3 * e + c] : T(0);
+      if (task.in.directions) tile.directions[3 * k + c] = task.in.directions[3 * e + c];
+      if (task.along.directions) tile.directions_t[3 * k + c] = task.along.directions[3 * e + c];
     }
   }
+  for (size_t k = 0; k < size; ++k) tile.base[k] = task.in.first[tile.edge[k]] * task.group.table.row;
+  tile.windows.clear(), tile.taps.clear(), tile.taps_t.clear(), tile.to_taps.clear();
   if constexpr (Four) {
     tile.taps.resize(4 * size), tile.taps_t.resize(4 * size);
-    tile.to_taps.assign(task.out.taps ? 4 * size : 0, T(0));
-    for (int64_t k = 0; k < n; ++k)
+    if (task.out.taps) tile.to_taps.resize(4 * size);
+    for (size_t k = 0; k < size; ++k)
       for (int m = 0; m < 4; ++m) {
         tile.taps[4 * k + m] = task.in.taps[4 * tile.edge[k] + m];
         if (task.along.taps) tile.taps_t[4 * k + m] = task.along.taps[4 * tile.edge[k] + m];
       }
   } else {
-    tile.windows.clear(), tile.taps.clear(), tile.taps_t.clear(), tile.to_taps.clear();
-    for (int64_t i = first; i < last; ++i)
-      for_blocks<T>(task.graph.target_ptr[i], task.graph.target_ptr[i + 1], [&](int64_t e, auto block) {
-        share_window<T, decltype(block)::value>(task, tile, e - begin);
-      });
+    for (size_t k = 0; k < size; k += EB) share_window(task, tile, k);
   }
 }
 
 // What the groups have summed per edge.
 template <class T, bool Four>
-void write_edges(const MessageTask<T>& task, int64_t first, int64_t last, const Tile<T>& tile) {
-  const int64_t begin = task.graph.target_ptr[first], M = task.shape.taps;
-  int64_t window = 0;
-  for (int64_t i = first; i < last; ++i)
-    for_blocks<T>(task.graph.target_ptr[i], task.graph.target_ptr[i + 1], [&](int64_t start, auto block) {
-      constexpr int EB = decltype(block)::value;
-      const int64_t slot = start - begin;
-      for (int e = 0; e < EB; ++e) {
-        const int64_t edge = tile.edge[slot + e];
-        const T* sums = tile.geometry.data() + 4 * slot + e;
-        if (task.out.envelope) task.out.envelope[edge] = sums[3 * EB];
-        if (task.out.directions)
-          for (int c = 0; c < 3; ++c) task.out.directions[3 * edge + c] = sums[c * EB];
-        if (!task.out.taps) continue;
-        const T* from = tile.to_taps.data() + 4 * (slot + e);
-        if constexpr (!Four) {
-          const SharedWindow& w = tile.windows[window];
-          from = tile.to_taps.data() + w.gradients + e * w.all + (task.in.first[edge] - w.all_first);
-        }
-        for (int64_t m = 0; m < M; ++m) task.out.taps[edge * M + m] = from[m];
-      }
-      ++window;
-    });
+void write_edges(const MessageTask<T>& task, int64_t count, const Tile<T>& tile) {
+  constexpr int64_t EB = kBlock<T>;
+  const int64_t M = task.shape.taps;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t edge = tile.edge[k], e = k % EB;
+    const T* sums = tile.geometry.data() + 4 * (k - e) + e;
+    if (task.out.envelope) task.out.envelope[edge] = sums[3 * EB];
+    if (task.out.directions)
+      for (int c = 0; c < 3; ++c) task.out.directions[3 * edge + c] = sums[c * EB];
+    if (!task.out.taps) continue;
+    const T* from = tile.to_taps.data() + 4 * k;
+    if constexpr (!Four) {
+      const SharedWindow& w = tile.windows[k / EB];
+      from = tile.to_taps.data() + w.gradients + e * w.all + (task.in.first[edge] - w.all_first);
+    }
+    for (int64_t m = 0; m < M; ++m) task.out.taps[edge * M + m] = from[m];
+  }
 }
 
-// One group of channels of the rows [first, last).
+// One group of channels of a tile.
 template <class T, bool Attention, bool Vectors, bool Four, Pass Which>
-void run_group(const MessageTask<T>& task, const GroupTask<T>& group, int64_t first, int64_t last,
-               Tile<T>& tile) {
-  const int64_t begin = task.graph.target_ptr[first];
-  const int64_t size = kBlock<T> * 4 * group.table.vectors;
+void run_group(const MessageTask<T>& task, const GroupTask<T>& group, Tile<T>& tile) {
+  constexpr int EB = kBlock<T>;
+  const int64_t size = EB * 4 * group.table.vectors, edges_in_tile = static_cast<int64_t>(tile.edge.size());
   Vec<T>* buffer = reinterpret_cast<Vec<T>*>(tile.rows.get());
   const Filters<T> f{buffer, buffer + size, buffer + 2 * size, buffer + 3 * size};
-  int64_t window = 0;
-  for (int64_t i = first; i < last; ++i)
-    for_blocks<T>(task.graph.target_ptr[i], task.graph.target_ptr[i + 1],
-                  [&](int64_t start, auto block) __attribute__((always_inline)) {
-                    constexpr int EB = decltype(block)::value;
-                    const int64_t slot = start - begin;
-                    const BlockEdges<T, EB> edges{
-                        tile.source.data() + slot,
-                        tile.envelope.data() + slot,
-                        tile.envelope_t.data() + slot,
-                        tile.directions.data() + 3 * slot,
-                        tile.directions_t.data() + 3 * slot,
-                        tile.geometry.empty() ? nullptr : tile.geometry.data() + 4 * slot};
-                    Vec<T>*r = buffer + 4 * size, *rh = buffer + 5 * size;
-                    if constexpr (Four) {
-                      const FourTaps<T, EB> taps{tile.taps.data() + 4 * slot,
-                                                 task.along.taps ? tile.taps_t.data() + 4 * slot : nullptr,
-                                                 tile.base.data() + slot, tile.to_taps.data() + 4 * slot};
-                      message_block<T, EB, Attention, Vectors, Which>(group, edges, taps, i, f, r, rh);
-                    } else {
-                      const SharedWindow& w = tile.windows[window++];
-                      const SharedTaps<T, EB> taps{w.first,
-                                                   w.count,
-                                                   tile.taps.data() + w.taps,
-                                                   task.along.taps ? tile.taps_t.data() + w.taps : nullptr,
-                                                   w.all_first,
-                                                   w.all,
-                                                   tile.to_taps.data() + w.gradients};
-                      message_block<T, EB, Attention, Vectors, Which>(group, edges, taps, i, f, r, rh);
-                    }
-                  });
+  Vec<T>*r = buffer + 4 * size, *rh = buffer + 5 * size;
+  const bool tangents = task.along.taps != nullptr;
+  for (int64_t k = 0; k < edges_in_tile; k += EB) {
+    const BlockEdges<T, EB> edges{tile.source.data() + k,
+                                  tile.target.data() + k,
+                                  tile.envelope.data() + k,
+                                  tile.envelope_t.data() + k,
+                                  tile.directions.data() + 3 * k,
+                                  tile.directions_t.data() + 3 * k,
+                                  tile.geometry.empty() ? nullptr : tile.geometry.data() + 4 * k};
+    if constexpr (Four) {
+      const FourTaps<T, EB> taps{tile.taps.data() + 4 * k, tangents ? tile.taps_t.data() + 4 * k : nullptr,
+                                 tile.base.data() + k, tile.to_taps.data() + 4 * k};
+      message_block<T, EB, Attention, Vectors, Which>(group, edges, taps, f, r, rh);
+    } else {
+      const SharedWindow& w = tile.windows[k / EB];
+      const SharedTaps<T, EB> taps{w.first,
+                                   w.count,
+                                   tile.taps.data() + w.taps,
+                                   tangents ? tile.taps_t.data() + w.taps : nullptr,
+                                   w.all_first,
+                                   w.all,
+                                   tile.to_taps.data() + w.gradients};
+      message_block<T, EB, Attention, Vectors, Which>(group, edges, taps, f, r, rh);
+    }
+  }
 }
 
 // Rows [first, last), tile by tile.
@@ -242,10 +225,10 @@ void run_rows(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>& 
       if (sums.table && task.out.weights) group.table_sums = sums.table + g * task.table_step;
       if (sums.table && task.out.bias)
         group.bias_sums = sums.table + task.groups * task.table_step + g * table.row;
-      run_group<T, Attention, Vectors, Four, Which>(task, group, first, end, tile);
+      run_group<T, Attention, Vectors, Four, Which>(task, group, tile);
     }
     if (Which != Pass::kForward && (task.want_geometry() || task.out.taps))
-      write_edges<T, Four>(task, first, end, tile);
+      write_edges<T, Four>(task, ptr[end] - ptr[first], tile);
   }
 }
 

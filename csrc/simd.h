@@ -2,6 +2,7 @@
 // them. Included by kernels only, once per level: everything has internal linkage.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
@@ -109,9 +110,9 @@ DPT_INLINE T sum_lanes(Vec<T> v) {
 
 // Every group of `Width` lanes of a, then of b, folded into half as many: lane k of a group plus lane k of
 // its other half.
-template <class T, int Width, size_t... K>
+template <class T, int Width, std::size_t... K>
 DPT_INLINE Vec<T> fold(Vec<T> a, Vec<T> b, std::index_sequence<K...>) {
-  constexpr auto lane = [](size_t k) { return k / (Width / 2) * Width + k % (Width / 2); };
+  constexpr auto lane = [](std::size_t k) { return k / (Width / 2) * Width + k % (Width / 2); };
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, lane(K)...) + __builtin_shufflevector(a, b, lane(K) + Width / 2 ...);
 #else
@@ -122,7 +123,7 @@ DPT_INLINE Vec<T> fold(Vec<T> a, Vec<T> b, std::index_sequence<K...>) {
 }
 
 // Lane k: lane k % N of v.
-template <class T, int N, size_t... K>
+template <class T, int N, std::size_t... K>
 DPT_INLINE Vec<T> repeat_lanes(Vec<T> v, std::index_sequence<K...>) {
 #if defined(__clang__)
   return __builtin_shufflevector(v, v, (K % N)...);
