@@ -9,6 +9,7 @@
 #include "radial_messages.h"
 
 namespace dpt {
+namespace {  // pybind11's types are hidden
 
 // Reads keyword arguments, and refuses those that nobody asked for.
 class Keywords {
@@ -90,4 +91,5 @@ void bind_radial_messages(pybind11::module_& m, const std::string& suffix) {
   });
 }
 
+}  // namespace
 }  // namespace dpt

@@ -84,7 +84,7 @@ Totals<T> run_chunks(const int64_t* target_ptr, const int64_t* source, int64_t n
   Totals<T> totals;
   if (size.row) totals.by_source = allocate<T>((num_atoms + size.spare_rows) * size.row, true);
   if (size.table) totals.table = allocate<T>(size.table, true);
-  const int threads = static_cast<int>(num_threads < chunks ? num_threads : chunks);
+  [[maybe_unused]] const int threads = static_cast<int>(num_threads < chunks ? num_threads : chunks);
 #pragma omp parallel num_threads(threads)
   {
     auto scratch = make_scratch();

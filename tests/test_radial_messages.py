@@ -396,7 +396,7 @@ def test_bad_arguments() -> None:
     refused(ValueError, "heads: expected a divisor of 4 channels", heads=3)
     refused(TypeError, "keys: expected float32 or float64 as all its tensors", keys=tensors["keys"].float())
     refused(ValueError, "envelope: expected the device of values", envelope=tensors["envelope"].to("meta"))
-    refused(ValueError, "backend: expected native or reference", backend="fused")
+    refused(ValueError, "backend: expected native, reference, pyg", backend="fused")
     x, taps, weights = tensors["values"][:, :4], RadialTaps(tensors["taps"], first, COUNT), tensors["weights"][:, :4]
     with pytest.raises(ValueError, match="activation: expected identity or silu"):
         radial_messages(x, taps, weights, graph, activation="relu")  # type: ignore[arg-type]
