@@ -17,6 +17,8 @@ from dpt_hpc.ops.radius_graph import RadiusGraph
 SPLINE_CHUNK, MOST_SPLINE_CHUNKS = 128, 8192
 GAUSSIAN_CHUNK, MOST_GAUSSIAN_CHUNKS = 128, 256
 
+_kept: weakref.WeakKeyDictionary[RadiusGraph, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
 
 def run(
     kernels: Any,
@@ -73,9 +75,9 @@ def _table_chunks(
         return chunk, -(-edges // chunk), {}
     chunk = max(SPLINE_CHUNK, -(-edges // MOST_SPLINE_CHUNKS))
     intervals = basis.count + 5
-    # Layers of a network share their lengths: the order is kept with the graph until the lengths change. Not while a
+    # Layers of a network share their lengths: the order is kept with the graph, until the lengths change. Not while a
     # CUDA graph is captured, which must compute everything again at every replay.
-    kept: dict[Any, Any] = graph.__dict__.setdefault("_interval_orders", {})
+    kept = _kept.setdefault(graph, {})
     key = (basis, stream)
     known, version, orders = kept.get(key, (None, None, None))
     if known is None or known() is not lengths or version != lengths._version or _captures(lengths):
@@ -91,8 +93,10 @@ def _captures(tensor: Tensor) -> bool:
 
 def _by_interval(basis: RadialBasis, lengths: Tensor, intervals: int, chunk: int) -> dict[str, Tensor]:
     knots = ((lengths - basis.start) * (1 / basis.spacing)).clamp(-3, basis.count + 1).nan_to_num(0.0)
-    by_interval, order = torch.sort((knots.floor() + 3).to(torch.int32), stable=True)
-    borders = torch.arange(intervals + 1, dtype=torch.int32, device=lengths.device)
+    # Narrow keys: a GPU sorts 8 bits at a time.
+    kind = torch.int16 if intervals < 2**15 else torch.int32
+    by_interval, order = torch.sort((knots.floor() + 3).to(kind), stable=True)
+    borders = torch.arange(intervals + 1, dtype=kind, device=lengths.device)
     ptr = torch.searchsorted(by_interval, borders)
     chunks = (ptr.diff() + (chunk - 1)) // chunk
     return {
