@@ -16,7 +16,6 @@ ET = TorchMDETOptions(
     radial=16,
     readout_hidden=16,
     table_knots=256,
-    backend="reference",
 )
 
 NETWORKS: dict[str, ModelOptions] = {

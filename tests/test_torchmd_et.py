@@ -26,7 +26,7 @@ from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import load_card, load_model
 from dpt_hpc.train.finetune import load_pretrained
 
-BACKENDS = ["reference"]
+BACKENDS = ["native", "reference"]
 
 
 def network(options: TorchMDETOptions = ET, **changes: object) -> TorchMDET:
