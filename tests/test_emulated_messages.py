@@ -9,12 +9,14 @@ import pytest
 import torch
 from emulated import run_with_address_sanitizer
 from message_cases import BASES, GAUSSIANS, GRAPHS, SPLINES, assert_close, derivatives, inputs
-from systems import FCC, batch_of, supercell
+from systems import FCC, NASTY, batch_of, supercell
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from dpt_hpc.ops import RadialBasis, RadiusGraph, messages_cuda, radius_graph
+from dpt_hpc.models import CGCNNOptions, build_model, predict
+from dpt_hpc.ops import RadialBasis, RadiusGraph, messages, messages_cuda, radius_graph
 from dpt_hpc.ops.messages import fused
+from dpt_hpc.structure import Batch, Structure
 
 TOLERANCES = ((torch.float64, 1e-13), (torch.float32, 3e-6))
 
@@ -89,6 +91,44 @@ def test_same_bits_in_any_order_of_the_threads(emulated: ModuleType, kind: str) 
     emulated.set_seed(0)
     for other in runs[1:]:
         assert all(torch.equal(value, other[name]) for name, value in runs[0].items())
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_rows_do_not_depend_on_the_rest_of_the_batch(emulated: ModuleType, kind: str) -> None:
+    crystals = [supercell(FCC, 3.6, 1, rattle=0.1), NASTY["triclinic, smaller than the cutoff"]]
+    both, alone = (radius_graph(*batch_of(systems), 4.0) for systems in (crystals, crystals[1:]))
+    tensors = inputs(both, BASES[kind], 8, torch.float32)
+    of_alone = [t.detach()[-n:] for t, n in zip(tensors, (3, 3, alone.num_edges, BASES[kind].count), strict=True)]
+    results = []
+    for graph, arguments in (both, tensors), (alone, [t.requires_grad_() for t in of_alone]):
+        y = fused(*arguments, BASES[kind], graph, cuda=emulated)
+        first = torch.autograd.grad(y.square().sum(), arguments[:3], create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), arguments[:3])
+        results.append([y, *first, *second])
+    for whole, part in zip(*results, strict=True):
+        assert torch.equal(whole[-part.shape[0] :], part)
+
+
+@pytest.mark.parametrize("filters", ["exact", "table"])
+def test_a_network_and_its_training_gradient(
+    emulated: ModuleType, filters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Energy, forces, stress and the gradient of a loss on them, with every message on the emulated GPU."""
+    torch.manual_seed(0)
+    model = build_model(CGCNNOptions(cutoff=3.0, filters=filters)).double().train()
+    triclinic = NASTY["triclinic, smaller than the cutoff"]
+    crystal = Structure(triclinic.positions, triclinic.cell, triclinic.pbc, torch.tensor([8, 22, 56]))
+    results = []
+    for cuda in (None, emulated):
+        monkeypatch.setattr(messages, "fused", lambda *arguments, cuda=cuda: fused(*arguments[:7], cuda))
+        p = predict(model, Batch.from_structures([crystal], dtype=torch.float64))
+        assert p.forces is not None
+        assert p.stress is not None
+        loss = p.energy.square().sum() + p.forces.square().sum() + p.stress.square().sum()
+        gradients = torch.autograd.grad(loss, [q for q in model.parameters() if q.requires_grad])
+        results.append([p.energy, p.forces, p.stress, *gradients])
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_lengths_at_knots_outside_the_table_and_not_finite(emulated: ModuleType) -> None:
