@@ -42,12 +42,24 @@ struct TableTerms {
   Pack<T, V> value_g, value_s, slope_g, slope_s;
 };
 
+// An edge, fetched before it is needed.
+template <class T>
+struct ChunkEdge {
+  int32_t edge, target, source;
+  T length;
+};
+
+template <class T>
+__device__ ChunkEdge<T> edge_at(const Task<T>& task, int64_t e) {
+  return {int32_t(e), int32_t(task.orders.target[e]), int32_t(task.graph.source[e]), task.in.lengths[e]};
+}
+
 template <class T, int V, class Filter, Pass P, bool Theta>
-__device__ TableTerms<T, V> table_terms(const Task<T>& task, int64_t e, int64_t column, bool active,
-                                        T* scratch) {
+__device__ TableTerms<T, V> table_terms(const Task<T>& task, const ChunkEdge<T>& edge, int64_t column,
+                                        bool active, T* scratch) {
   constexpr int Orders = P == Pass::kDoubleBackward ? 2 : 1;
-  const int64_t channels = task.in.channels, i = task.orders.target[e], j = task.graph.source[e];
-  const T length[1] = {task.in.lengths[e]};
+  const int64_t channels = task.in.channels, i = edge.target, j = edge.source;
+  const T length[1] = {edge.length};
   Filters<T, V, 1, Orders> filter;
   Filter::sum(task, task.in.table, length, column, active, scratch, filter);
   Filters<T, V, 1, 1> theta;
@@ -59,7 +71,7 @@ __device__ TableTerms<T, V> table_terms(const Task<T>& task, int64_t e, int64_t 
   if (active) y = load<T, V>(task.in.grad_y + i * channels + column);
   const T weight = task.weight(i);
   T delta = T(0);
-  if constexpr (P == Pass::kDoubleBackward) delta = task.along.lengths ? task.along.lengths[e] : T(0);
+  if constexpr (P == Pass::kDoubleBackward) delta = task.along.lengths ? task.along.lengths[edge.edge] : T(0);
   TableTerms<T, V> out{};
 #pragma unroll
   for (int v = 0; v < V; ++v) {
@@ -112,11 +124,15 @@ __global__ void __launch_bounds__(kSplineWarps* kWarp) sum_spline_chunks(Task<T>
     const int64_t column = first + lane * V;
     const bool active = column < channels;
     T sums[8][V] = {};  // 4 rows of gates, 4 of filters
+    const int64_t* order = task.orders.interval_order;
+    ChunkEdge<T> next{};
+    if (begin + warp < end) next = edge_at(task, order[begin + warp]);
     for (int64_t place = begin + warp; place < end; place += kSplineWarps) {
-      const int64_t e = task.orders.interval_order[place];
+      const ChunkEdge<T> edge = next;
+      if (place + kSplineWarps < end) next = edge_at(task, order[place + kSplineWarps]);
       const TableTerms<T, V> x =
-          table_terms<T, V, Splines, P, Theta>(task, e, column, active, static_cast<T*>(nullptr));
-      const SplinePlace<T> at(task.in.lengths[e], task.start, task.inverse_spacing, task.count);
+          table_terms<T, V, Splines, P, Theta>(task, edge, column, active, static_cast<T*>(nullptr));
+      const SplinePlace<T> at(edge.length, task.start, task.inverse_spacing, task.count);
       const SplineTaps<T, Orders> taps(at.x - knot, task.inverse_spacing);
 #pragma unroll
       for (int m = 0; m < 4; ++m)
@@ -185,7 +201,7 @@ __global__ void __launch_bounds__(kGaussianWarps* kWarp, 2) sum_gaussian_chunks(
       const int edges = int(end - tile < kTile ? end - tile : kTile);
       for (int n = warp; n < edges; n += kGaussianWarps) {
         const TableTerms<T, V> x =
-            table_terms<T, V, Gaussians, P, Theta>(task, tile + n, column, active, scratch);
+            table_terms<T, V, Gaussians, P, Theta>(task, edge_at(task, tile + n), column, active, scratch);
         terms[n][0][lane] = x.value_g;
         terms[n][1][lane] = x.value_s;
         if constexpr (P == Pass::kDoubleBackward) {
