@@ -20,6 +20,7 @@ from dpt_hpc.__main__ import run_command_line
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import Scaling, TorchMDET, TorchMDETOptions, build_model, predict
 from dpt_hpc.models.derivatives import build_graph, edge_vectors
+from dpt_hpc.models.radial import spline_coefficients, spline_interpolation
 from dpt_hpc.models.whitening import Whitening
 from dpt_hpc.quickstart import configs
 from dpt_hpc.structure import Batch
@@ -133,6 +134,16 @@ def test_the_table_approaches_the_exact_filters(backend: str) -> None:
             a, b = getattr(found, field), getattr(expected, field)
             error = float((a - b).abs().max() / b.abs().max())
             assert error < limit, f"{knots} {field}"
+
+
+def test_coefficients_of_splines_are_those_of_the_interpolation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(200, 3, dtype=torch.float64, generator=generator)
+    found, expected = spline_coefficients(values), spline_interpolation(200) @ values
+    torch.testing.assert_close(found[30:-30], expected[30:-30], rtol=0, atol=1e-13)
+    few = torch.randn(70, 2, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(spline_coefficients, (few,))
+    assert torch.autograd.gradgradcheck(spline_coefficients, (few,))
 
 
 @pytest.mark.parametrize("whitened", [None, "whitened"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpt_hpc.models.radial import spline_basis, spline_interpolation
+from dpt_hpc.models.radial import spline_basis, spline_coefficients
 from dpt_hpc.ops import RadialTaps, expnorm_taps, spline_taps
 
 LINEAR_PART = 0.2
@@ -24,22 +24,23 @@ class EdgeGeometry:
     """What all layers read of the edges; made once per step.
 
     taps: the radial functions, or splines, that are not zero on an edge · envelope (E,): cosine cutoff · directions
-    (E,3): unit vectors from target to source · values (K,R): the radial functions at the knots of the table, and
-    interpolation (K,K), from values at the knots to coefficients of splines; None without a table.
+    (E,3): unit vectors from target to source · values (K,R): the radial functions at the knots of the table; None
+    without one.
     """
 
     taps: RadialTaps
     envelope: Tensor
     directions: Tensor
     values: Tensor | None = None
-    interpolation: Tensor | None = None
 
     def filters(self, linear: nn.Linear, activation: Activation) -> tuple[Tensor, Tensor | None, Activation]:
         """`filter_weights`, `filter_bias` and `activation` of the filters activation(linear(radial functions))."""
-        if self.values is None or self.interpolation is None:
+        if self.values is None:
             return linear.weight.t(), linear.bias, activation
         at_knots = functional.linear(self.values, linear.weight, linear.bias)
-        return self.interpolation @ (functional.silu(at_knots) if activation == "silu" else at_knots), None, "identity"
+        if activation == "silu":
+            at_knots = functional.silu(at_knots)
+        return spline_coefficients(at_knots), None, "identity"
 
 
 class ExpNormal(nn.Module):
@@ -52,7 +53,6 @@ class ExpNormal(nn.Module):
     """
 
     knots: Tensor | None
-    interpolation: Tensor | None
 
     def __init__(self, count: int, cutoff: float, knots: int | None) -> None:
         super().__init__()
@@ -61,15 +61,13 @@ class ExpNormal(nn.Module):
         self.means = nn.Parameter(torch.linspace(nearest, 1.0, count))
         self.betas = nn.Parameter(torch.full((count,), (2 / count * (1 - nearest)) ** -2))
         self.splines = None
-        at, interpolation = None, None
+        at = None
         if knots is not None:
             self.splines = spline_basis(float(self._coordinate(torch.tensor(cutoff, dtype=torch.float64))), knots)
             index = torch.arange(self.splines.count, dtype=torch.float64)
             at = self._length(self.splines.start + index * self.splines.spacing)
-            interpolation = spline_interpolation(self.splines.count)
         # In float64 until the model is cast, so that a float64 model has the whole precision.
         self.register_buffer("knots", at, persistent=False)
-        self.register_buffer("interpolation", interpolation, persistent=False)
 
     def forward(self, edge_vectors: Tensor) -> EdgeGeometry:
         """edge_vectors (E,3) Å; the radius graph has none of length zero."""
@@ -77,15 +75,15 @@ class ExpNormal(nn.Module):
         directions = edge_vectors / lengths[:, None]
         # Rounded, an edge may be longer than the cutoff: there the cosine has come to its end.
         envelope = _cosine(lengths.clamp(max=self.cutoff), self.cutoff)
-        if self.splines is None or self.knots is None or self.interpolation is None:
+        if self.splines is None or self.knots is None:
             taps = expnorm_taps(lengths, self.means, self.betas, self.alpha, envelope)
             return EdgeGeometry(taps, envelope, directions)
         taps = spline_taps(self._coordinate(lengths), self.splines)
         # Beyond the cutoff the table goes on smoothly: the clamped cosine would bend the last spline.
-        knots, interpolation = (table.to(self.means.dtype) for table in (self.knots, self.interpolation))
+        knots = self.knots.to(self.means.dtype)
         decay = torch.exp(-self.alpha * knots)[:, None] - self.means
         values = _cosine(knots, self.cutoff)[:, None] * torch.exp(-self.betas * decay * decay)
-        return EdgeGeometry(taps, envelope, directions, values, interpolation)
+        return EdgeGeometry(taps, envelope, directions, values)
 
     def _coordinate(self, lengths: Tensor) -> Tensor:
         return 1 - torch.exp(-self.alpha * lengths) + (LINEAR_PART / self.cutoff) * lengths
