@@ -85,7 +85,7 @@ class _Coefficients(Function):
     """The matrix is symmetric: the gradient is the same filter."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         rows, columns = values.shape
         blocks = -(-rows // BLOCK)
         padded = functional.pad(values, (0, 0, REACH, blocks * BLOCK - rows + REACH))
