@@ -17,7 +17,15 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from dpt_hpc import _C
 from dpt_hpc.models import CGCNNOptions, build_model, predict
-from dpt_hpc.ops import RadiusGraph, cgconv, edge_product, gather_aggregate, radius_graph
+from dpt_hpc.ops import (
+    RadialTaps,
+    RadiusGraph,
+    cgconv,
+    edge_product,
+    gather_aggregate,
+    radial_messages,
+    radius_graph,
+)
 from dpt_hpc.structure import Batch, Structure
 
 pytestmark = pytest.mark.skipif(
@@ -33,6 +41,39 @@ def _normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
 
+def _taps(values: Tensor) -> RadialTaps:
+    first = torch.arange(values.shape[0], device=values.device) * 7 % (10 - values.shape[1])
+    return RadialTaps(values, first.int(), 9)
+
+
+def _transformer(graph: RadiusGraph, *tensors: Tensor) -> Tensor:
+    """Messages with all their switches on: scalars and vectors in one tensor."""
+    values, taps, weights, queries, keys, vectors, directions, envelope, bias = tensors
+    x, v = radial_messages(
+        values,
+        _taps(taps),
+        weights,
+        graph,
+        queries=queries,
+        keys=keys,
+        vectors=vectors,
+        directions=directions,
+        envelope=envelope,
+        filter_bias=bias,
+        activation="silu",
+        heads=2,
+    )
+    assert v is not None
+    return torch.cat([x, v.flatten(1)], 1)
+
+
+def _transformer_inputs(graph: RadiusGraph, channels: int, window: int) -> list[Tensor]:
+    atoms, edges = graph.num_atoms, graph.num_edges
+    node, columns = (atoms, channels), 4 * channels
+    shapes = [(atoms, 3 * channels), (edges, window), (9, columns), node, node, (atoms, 3, channels), (edges, 3)]
+    return [_normal(*shape) for shape in [*shapes, (edges,), (columns,)]]
+
+
 OPERATIONS: dict[str, Operation] = {
     "cgconv, Gaussians": (lambda g, *t: cgconv(*t, GAUSSIANS, g), partial(inputs, basis=GAUSSIANS, channels=4)),
     "cgconv, splines": (lambda g, *t: cgconv(*t, SPLINES, g), partial(inputs, basis=SPLINES, channels=4)),
@@ -44,6 +85,12 @@ OPERATIONS: dict[str, Operation] = {
     "edge_product": (
         lambda g, *t: edge_product(*t, g),
         lambda g: [_normal(g.num_atoms, 6), _normal(g.num_atoms, 6)],
+    ),
+    "radial_messages, all switches": (_transformer, partial(_transformer_inputs, channels=6, window=7)),
+    "radial_messages, long heads": (_transformer, partial(_transformer_inputs, channels=70, window=4)),
+    "radial_messages, plain sum": (
+        lambda g, x, taps, w: radial_messages(x, _taps(taps), w, g)[0],
+        lambda g: [_normal(g.num_atoms, 37), _normal(g.num_edges, 4), _normal(9, 37)],
     ),
 }
 

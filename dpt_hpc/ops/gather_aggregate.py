@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ class _Ends:
         if cuda:
             place = {"stream": torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0}
         values = {k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in arguments.items() if v is not None}
-        with torch.cuda.device(like.device if like.is_cuda else -1):
+        with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
             getattr(kernels, name)(**values, **place)
 
     def sum(self, weights: Tensor, features: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.ops import radial_messages_cuda
 from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
 from dpt_hpc.ops.backends import Backend, plain_twins
 from dpt_hpc.ops.radial_taps import RadialTaps
@@ -85,12 +86,47 @@ def radial_messages(
             heads=heads,
         )
         return twin
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" and not (values.is_cuda and _C.has_cuda):
         raise EnvironmentFault(
             f"radial_messages: tensors are on {values.device}, but this build of dpt_hpc has no kernels for it.\n"
             "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
         )
-    message = _Message(taps, graph, activation == "silu", heads, queries is not None, vectors is not None)
+    return fused(
+        values,
+        taps,
+        filter_weights,
+        graph,
+        queries=queries,
+        keys=keys,
+        vectors=vectors,
+        directions=directions,
+        envelope=envelope,
+        filter_bias=filter_bias,
+        activation=activation,
+        heads=heads,
+        cuda=_C if values.is_cuda else None,
+    )
+
+
+def fused(
+    values: Tensor,
+    taps: RadialTaps,
+    filter_weights: Tensor,
+    graph: RadiusGraph,
+    *,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+    vectors: Tensor | None = None,
+    directions: Tensor | None = None,
+    envelope: Tensor | None = None,
+    filter_bias: Tensor | None = None,
+    activation: Activation = "identity",
+    heads: int = 1,
+    cuda: Any = None,
+) -> tuple[Tensor, Tensor | None]:
+    """radial_messages by the native kernels, without its checks. `cuda`: the module with the CUDA kernels that are to
+    run, dpt_hpc._C or the tests' emulation of it; None runs the CPU's."""
+    message = _Message(taps, graph, activation == "silu", heads, queries is not None, vectors is not None, cuda)
     inputs = (queries, keys, values, vectors, taps.values, envelope, directions, filter_weights, filter_bias)
     x, v = apply(_RadialMessages, *inputs, message)
     return x, v
@@ -112,6 +148,7 @@ class _Message:
     heads: int
     attention: bool
     oriented: bool
+    cuda: Any = None
     scope: Scope | None = field(default_factory=current_scope)
 
     def wanted(self, ctx: Any) -> tuple[bool, ...]:
@@ -129,6 +166,18 @@ class _Message:
         given = dict(zip(_INPUTS, inputs, strict=True)) | pointers
         held = {key: t.detach().contiguous() for key, t in given.items() if t is not None}
         values, taps = held["values"], held["taps"]
+        sizes = {
+            "channels": values.shape[1] // (3 if self.oriented else 1),
+            "heads": self.heads,
+            "taps_per_edge": taps.shape[1],
+            "count": self.taps.count,
+            "attention": self.attention,
+            "oriented": self.oriented,
+            "silu": self.silu,
+        }
+        if self.cuda is not None:
+            radial_messages_cuda.run(self.cuda, name, self.graph, self.taps, sizes, held)
+            return
         source = self.graph.edge_index[0].contiguous()
         target_ptr, first = self.graph.target_ptr.contiguous(), self.taps.first.contiguous()
         native = getattr(_C, f"radial_messages_{name}_{'float32' if values.dtype == torch.float32 else 'float64'}")
@@ -136,13 +185,7 @@ class _Message:
             num_atoms=self.graph.num_atoms,
             target_ptr=target_ptr.data_ptr(),
             source=source.data_ptr(),
-            channels=values.shape[1] // (3 if self.oriented else 1),
-            heads=self.heads,
-            taps_per_edge=taps.shape[1],
-            count=self.taps.count,
-            attention=self.attention,
-            oriented=self.oriented,
-            silu=self.silu,
+            **sizes,
             first=first.data_ptr(),
             **{key: t.data_ptr() for key, t in held.items()},
             threads=torch.get_num_threads(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +27,13 @@ class RadialTaps:
     first: Tensor
     count: int
     trainable: bool = True
+
+    @cached_property
+    def by_first(self) -> tuple[Tensor, Tensor]:
+        """(order (E,) int64, ptr (K+1,) int64): order[ptr[k]:ptr[k+1]] are the edges with first = k, ascending."""
+        first, order = torch.sort(self.first, stable=True)
+        borders = torch.arange(self.count + 1, dtype=torch.int32, device=first.device)
+        return order, torch.searchsorted(first, borders)
 
     def dense(self) -> Tensor:
         """(E,K): the values in their columns, zeros elsewhere; differentiable."""
