@@ -37,6 +37,7 @@ def test_every_stage_runs_on_the_cpu(tmp_path: Path) -> None:
     assert not [m for m in measured if "failed" in m]
 
 
+@pytest.mark.slow
 def test_a_failed_stage_is_told(tmp_path: Path) -> None:
     """An extension that is none: nothing can run, every stage says so, and the file is written."""
     broken = tmp_path / "_C.so"
