@@ -148,8 +148,6 @@ def step(options: ModelOptions, batch: Batch, dtype: torch.dtype) -> dict[str, T
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_training_step_is_the_same(first: Backend, second: Backend, name: str, network: str, filters: str) -> None:
-    if network == "torchmd_et" and first == "native":
-        pytest.skip("radial_messages has no native kernels yet")
     _, cutoff, max_neighbors = BATCHES[name]
     batch = labelled(name)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-4)):
