@@ -27,12 +27,14 @@ struct RadiusGraphOps {
   //   positions (N,3) · cells (B,3,3), rows are lattice vectors · pbc (B,3) · atom_ptr (B+1,)
   //   max_neighbors: keep the nearest so many of each target, ties by (distance, source, shift); 0 keeps all
   //   max_images: keep |shift| <= max_images on every axis; negative keeps all
+  //   most_edges: more are a fault, found without keeping more than an eighth of them
   //   target_ptr (N+1,) out: the edges of target i are target_ptr[i] .. target_ptr[i + 1]
   // An edge is kept if |positions[j] + shift @ cell - positions[i]|^2 <= cutoff^2 in float64. The result has
   // the same bits for any number of threads. With a fault, target_ptr and the rows are meaningless.
   static RadiusSearch search(const double* positions, const double* cells, const uint8_t* pbc,
                              const int64_t* atom_ptr, int64_t num_structures, double cutoff,
-                             int64_t max_neighbors, int64_t max_images, int threads, int64_t* target_ptr);
+                             int64_t max_neighbors, int64_t max_images, int64_t most_edges, int threads,
+                             int64_t* target_ptr);
 
   // Write the edges found, sorted by (target, source, shift).
   //   edge_index (2,E) out: sources, then targets · cell_shifts (E,3) out

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <limits>
 #include <mutex>
 
 #if defined(__linux__)
@@ -16,7 +15,6 @@
 namespace dpt {
 namespace {
 
-constexpr int64_t kMostEdges = std::numeric_limits<int32_t>::max();
 constexpr int64_t kTaskAtoms = 256;      // targets of one task: enough work to be worth a thread's turn
 constexpr int64_t kLargeAtoms = 2048;    // structures from here on are shared between threads
 constexpr size_t kKeptImages = 1 << 18;  // a worker that has grown beyond this is not kept between calls
@@ -29,6 +27,8 @@ struct Input {
   double cutoff;
   int64_t max_neighbors;  // 0: all
   int64_t max_images;     // negative: all
+  int64_t most_edges;     // more are a fault
+  int64_t most_kept;      // once there are more, the rest is counted and not kept
 
   int64_t num_atoms(int64_t structure) const { return atom_ptr[structure + 1] - atom_ptr[structure]; }
   RadiusFault list_images(int64_t structure, ImageAtoms& images) const {
@@ -44,12 +44,18 @@ struct Input {
 // edges of all writers, block by block, so that a hopeless search ends before it fills the memory.
 class RowWriter {
  public:
-  RowWriter(std::vector<RadiusRows>& rows, std::atomic<int64_t>& total) : rows_(rows), total_(total) {}
+  RowWriter(std::vector<RadiusRows>& rows, std::atomic<int64_t>& total, const Input& input)
+      : rows_(rows), total_(total), most_(input.most_edges), most_kept_(input.most_kept) {}
   ~RowWriter() { total_ += used_; }
 
-  bool overflown() const { return total_.load(std::memory_order_relaxed) > kMostEdges; }
+  bool overflown() const { return total_.load(std::memory_order_relaxed) > most_; }
 
   RadiusEdge* room(int64_t target, int64_t count) {
+    keeps_ = keeps_ && total_.load(std::memory_order_relaxed) + used_ <= most_kept_;
+    if (!keeps_) {
+      if (int64_t(counted_.size()) < count) counted_.resize(count);
+      return counted_.data();
+    }
     if (rows_.empty() || used_ + count > rows_.back().capacity) {
       total_ += used_;
       used_ = 0;
@@ -59,13 +65,21 @@ class RowWriter {
   }
   void close_row(int64_t count) {
     used_ += count;
-    ++rows_.back().num_targets;
+    if (keeps_) {
+      ++rows_.back().num_targets;
+    } else if (used_ >= RadiusRows::kBlock) {
+      total_ += used_;
+      used_ = 0;
+    }
   }
 
  private:
   std::vector<RadiusRows>& rows_;
   std::atomic<int64_t>& total_;
-  int64_t used_ = 0;  // edges in the last block
+  int64_t most_, most_kept_;
+  bool keeps_ = true;
+  int64_t used_ = 0;                 // edges in the last block
+  std::vector<RadiusEdge> counted_;  // a row that is not kept
 };
 
 int64_t keep_near_cells(RadiusEdge* row, int64_t count, int64_t max_images) {
@@ -80,16 +94,28 @@ int64_t keep_near_cells(RadiusEdge* row, int64_t count, int64_t max_images) {
 }
 
 // The nearest `most` edges of a row, in their old order; at the last distance the first ones in that order.
-int64_t keep_nearest(const ImageAtoms& images, int64_t i, RadiusEdge* row, int64_t count, int64_t most,
+int64_t keep_nearest(const Input& input, const ImageAtoms& images, int64_t i, RadiusEdge* row, int64_t count,
                      std::vector<double>& distances, std::vector<double>& sorted) {
+  const int64_t most = input.max_neighbors;
   if (count <= most) return count;
   distances.resize(count);
   for (int64_t k = 0; k < count; ++k) distances[k] = images.squared_distance(i, row[k]);
-  sorted = distances;
-  std::nth_element(sorted.begin(), sorted.begin() + (most - 1), sorted.end());
-  const double last = sorted[most - 1];
-  int64_t ties = most;
-  for (int64_t k = 0; k < most; ++k) ties -= sorted[k] < last;
+  // Only the bin of the last one needs its order.
+  constexpr int kBins = 128;
+  const double cutoff2 = input.cutoff * input.cutoff, scale = cutoff2 > 0 ? (kBins - 1) / cutoff2 : 0;
+  uint32_t sizes[kBins] = {};
+  for (double d2 : distances) ++sizes[int(d2 * scale)];
+  int last_bin = 0;
+  int64_t before = 0;  // edges in the bins before the last one's
+  while (before + sizes[last_bin] < most) before += sizes[last_bin++];
+  sorted.clear();
+  for (double d2 : distances) {
+    if (int(d2 * scale) == last_bin) sorted.push_back(d2);
+  }
+  std::nth_element(sorted.begin(), sorted.begin() + (most - before - 1), sorted.end());
+  const double last = sorted[most - before - 1];
+  int64_t ties = most - before;
+  for (int64_t k = 0; k < most - before; ++k) ties -= sorted[k] < last;
   int64_t kept = 0;
   for (int64_t k = 0; k < count; ++k) {
     const bool keep = distances[k] < last || (distances[k] == last && ties-- > 0);
@@ -134,8 +160,7 @@ void search_structure(const Input& input, int64_t structure, const ImageAtoms& i
     if (input.max_images >= 0) count = keep_near_cells(row, count, input.max_images);
     if (input.max_neighbors > 0) {
       task.num_truncated += count > input.max_neighbors;
-      count = keep_nearest(images, target - first, row, count, input.max_neighbors, worker.distances,
-                           worker.sorted);
+      count = keep_nearest(input, images, target - first, row, count, worker.distances, worker.sorted);
     }
     writer.close_row(count);
     target_ptr[target + 1] = count;
@@ -145,7 +170,7 @@ void search_structure(const Input& input, int64_t structure, const ImageAtoms& i
 // `shared`: the images of the one structure that the task is a part of, or null.
 void search_task(const Input& input, const ImageAtoms* shared, Worker& worker,
                  std::atomic<int64_t>& num_edges, Task& task, int64_t* target_ptr) {
-  RowWriter writer(task.rows, num_edges);
+  RowWriter writer(task.rows, num_edges, input);
   for (int64_t s = task.first_structure; s < task.last_structure; ++s) {
     if (!shared) task.fault = input.list_images(s, worker.images);
     if (task.fault.kind == RadiusFault::None) {
@@ -185,15 +210,9 @@ void expect_writes(void* data, size_t bytes) {
 #endif
 }
 
-}  // namespace
-
-template <>
-RadiusSearch RadiusGraphOps<DPT_LEVEL>::search(const double* positions, const double* cells,
-                                               const uint8_t* pbc, const int64_t* atom_ptr,
-                                               int64_t num_structures, double cutoff, int64_t max_neighbors,
-                                               int64_t max_images, int threads, int64_t* target_ptr) {
+// All structures, once.
+RadiusSearch search_all(const Input& input, int64_t num_structures, int threads, int64_t* target_ptr) {
   static Kept<Worker> workers(64);
-  const Input input{positions, cells, pbc, atom_ptr, cutoff, max_neighbors, max_images};
   RadiusSearch search;
   std::atomic<int64_t> num_edges{0};
   std::vector<Task> tasks;
@@ -222,8 +241,8 @@ RadiusSearch RadiusGraphOps<DPT_LEVEL>::search(const double* positions, const do
       with_worker([&](Worker& worker) {
         search.fault = input.list_images(s, worker.images);
         if (search.fault.kind != RadiusFault::None) return;
-        for (int64_t i = atom_ptr[s]; i < atom_ptr[s + 1]; i += kTaskAtoms) {
-          tasks.push_back({s, s + 1, i, std::min(i + kTaskAtoms, atom_ptr[s + 1]), {}, {}});
+        for (int64_t i = input.atom_ptr[s]; i < input.atom_ptr[s + 1]; i += kTaskAtoms) {
+          tasks.push_back({s, s + 1, i, std::min(i + kTaskAtoms, input.atom_ptr[s + 1]), {}, {}});
         }
         run(&worker.images);
       });
@@ -233,23 +252,44 @@ RadiusSearch RadiusGraphOps<DPT_LEVEL>::search(const double* positions, const do
     while (s < num_structures && input.num_atoms(s) < kLargeAtoms) {
       const int64_t start = s;
       while (s < num_structures && input.num_atoms(s) < kLargeAtoms &&
-             atom_ptr[s] - atom_ptr[start] < kTaskAtoms) {
+             input.atom_ptr[s] - input.atom_ptr[start] < kTaskAtoms) {
         ++s;
       }
-      tasks.push_back({start, s, atom_ptr[start], atom_ptr[s], {}, {}});
+      tasks.push_back({start, s, input.atom_ptr[start], input.atom_ptr[s], {}, {}});
     }
     run(nullptr);
   }
   search.num_edges = num_edges.load();
-  if (search.fault.kind == RadiusFault::None && search.num_edges > kMostEdges) {
+  if (search.fault.kind == RadiusFault::None && search.num_edges > input.most_edges) {
     search.fault.kind = RadiusFault::Edges;
     search.fault.value = double(search.num_edges);
   }
-  if (search.fault.kind != RadiusFault::None) return search;
-  target_ptr[0] = 0;
-  const int64_t num_atoms = num_structures ? atom_ptr[num_structures] : 0;
-  for (int64_t i = 0; i < num_atoms; ++i) target_ptr[i + 1] += target_ptr[i];
   return search;
+}
+
+}  // namespace
+
+template <>
+RadiusSearch RadiusGraphOps<DPT_LEVEL>::search(const double* positions, const double* cells,
+                                               const uint8_t* pbc, const int64_t* atom_ptr,
+                                               int64_t num_structures, double cutoff, int64_t max_neighbors,
+                                               int64_t max_images, int64_t most_edges, int threads,
+                                               int64_t* target_ptr) {
+  Input input{positions, cells, pbc, atom_ptr, cutoff, max_neighbors, max_images, most_edges, most_edges / 8};
+  const auto with_offsets = [&](RadiusSearch search) {
+    if (search.fault.kind != RadiusFault::None) return search;
+    target_ptr[0] = 0;
+    const int64_t num_atoms = num_structures ? atom_ptr[num_structures] : 0;
+    for (int64_t i = 0; i < num_atoms; ++i) target_ptr[i + 1] += target_ptr[i];
+    return search;
+  };
+  {
+    RadiusSearch search = search_all(input, num_structures, threads, target_ptr);
+    const bool all_kept = search.num_edges <= input.most_kept;
+    if (all_kept || search.fault.kind != RadiusFault::None) return with_offsets(std::move(search));
+  }
+  input.most_kept = most_edges;  // they are few enough, so there must be room for them
+  return with_offsets(search_all(input, num_structures, threads, target_ptr));
 }
 
 template <>

@@ -96,6 +96,7 @@ def radius_search(
     cutoff: float,
     max_neighbors: int,
     max_images: int,
+    most_edges: int,
     threads: int,
     target_ptr: int,
 ) -> RadiusSearch: ...

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dpt_hpc.errors import DataError
-from dpt_hpc.ops import RadiusGraph, radius_graph
+from dpt_hpc.ops import RadiusGraph, radius_fault, radius_graph
 from dpt_hpc.ops.radius_graph_cuda import CELL_LIST_ATOMS, edges_by_source, find_edges
 
 
@@ -144,6 +144,12 @@ def test_faults_are_the_ones_of_the_cpu(emulated: ModuleType, name: str) -> None
     with pytest.raises(DataError) as found:
         emulated_graph(emulated, batch, 3.0)
     assert str(found.value) == str(expected.value)
+
+
+def test_too_many_edges(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(radius_fault, "MOST_EDGES", 100)
+    with pytest.raises(DataError, match="edges or more, expected fewer than 2"):
+        emulated_graph(emulated, batch_of([NASTY["primitive fcc"]]), 8.0)
 
 
 @pytest.mark.parametrize("offsets", [[0, 3, 2, 3], [1, 3], [0, 2], [0, 1, 7, 3], [-2, 3], [0]])

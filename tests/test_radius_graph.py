@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import DataError
-from dpt_hpc.ops import RadiusGraph, radius_graph, reference
+from dpt_hpc.ops import RadiusGraph, radius_fault, radius_graph, reference
 from dpt_hpc.ops.radius_fault import fault_error
 
 ALL = list(NASTY.values())
@@ -227,8 +227,21 @@ def test_a_coincident_pair_in_a_large_structure_is_named() -> None:
         radius_graph(*batch_of([ALL[0], replace(LARGE, positions=positions)]), 3.0)
 
 
-def test_too_many_edges_are_refused_with_advice() -> None:
-    kinds = _C.RadiusFault.Kind
-    fault = SimpleNamespace(kind=kinds.EDGES, value=2.0**31)
+def test_too_many_edges_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of([*ALL, LARGE, *ALL])
+    expected = radius_graph(*batch, 4.0)
+    # Between an eighth of the limit and the limit the search is done twice, and nothing else changes.
+    for limit in (expected.num_edges, 2 * expected.num_edges, 9 * expected.num_edges):
+        monkeypatch.setattr(radius_fault, "MOST_EDGES", limit)
+        assert_same(radius_graph(*batch, 4.0), expected)
+    for limit in (expected.num_edges - 1, 1000, 0):
+        monkeypatch.setattr(radius_fault, "MOST_EDGES", limit)
+        with pytest.raises(DataError, match=r"edges or more, expected fewer than 2\^31.\nMake the batches smaller"):
+            radius_graph(*batch, 4.0)
+    assert radius_graph(*batch_of([NASTY["isolated atoms"]]), 4.0).num_edges == 0
+
+
+def test_the_number_of_edges_is_said() -> None:
+    fault = SimpleNamespace(kind=_C.RadiusFault.Kind.EDGES, value=2.0**31)
     error = fault_error(fault, torch.tensor([0]), torch.zeros(0, 3, 3), 5.0)
-    assert "2147483648 edges or more, expected fewer than 2^31.\nMake the batches smaller" in str(error)
+    assert "2147483648 edges or more" in str(error)

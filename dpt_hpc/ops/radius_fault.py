@@ -10,6 +10,9 @@ from dpt_hpc import _C
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import CLOSEST_ATOMS
 
+MOST_EDGES = 2**31 - 1
+"""Of a batch; more are refused."""
+
 
 class Fault(Protocol):
     """The first fault of a batch; atoms are counted over the whole batch. Fields that its kind does not need: -1, 0."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dpt_hpc import _C
+from dpt_hpc.ops import radius_fault
 from dpt_hpc.ops.radius_fault import check_cells, check_offsets, fault_error
 
-MOST_EDGES = 2**31 - 1
 EVERYTHING = 2**31 - 1
 CELL_LIST_ATOMS = 8192
 """Structures of so many atoms are searched through bins: where testing all pairs twice costs more than sorting."""
@@ -89,7 +89,7 @@ def find_edges(
         check_offsets(atom_ptr, num_atoms)
         check_cells(cells)
         raise _first_fault(positions, cells, pbc, atom_ptr, cutoff, faults, coincident)
-    if num_edges > MOST_EDGES:
+    if num_edges > radius_fault.MOST_EDGES:
         raise fault_error(_fault("EDGES", -1, value=num_edges), atom_ptr, cells, cutoff)
     hits = empty(num_listed, 4, dtype=torch.int32)
     if num_listed:
