@@ -1,5 +1,5 @@
-"""The CUDA kernels as host C++: the module that tests/emulation makes of them, and the second run of a test file with
-the address sanitizer."""
+"""The CUDA kernels as host C++: the module that tests/emulation makes of them, and the second runs of a test file with
+the address sanitizer and with the thread sanitizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests" / "emulation"
-SANITIZED = "DPT_HPC_EMULATED_WITH_ADDRESS_SANITIZER"
+SANITIZER = "DPT_HPC_EMULATED_WITH_SANITIZER"
+SANITIZERS = {"": "undefined", "address": "undefined,address", "thread": "thread"}
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
 OWN = [f"-I{path}" for path in (ROOT / "csrc", EMULATION)]
@@ -57,7 +58,7 @@ def _make(out: Path, command: list[str]) -> None:
 
 
 def load() -> ModuleType:
-    path = build("undefined,address" if os.environ.get(SANITIZED) else "undefined")
+    path = build(SANITIZERS[os.environ.get(SANITIZER, "")])
     spec = importlib.util.spec_from_file_location("emulated", path)
     assert spec is not None
     assert spec.loader is not None
@@ -68,16 +69,27 @@ def load() -> ModuleType:
 
 def run_with_address_sanitizer(test_file: str) -> None:
     """The tests of a file once more, in a process that the address sanitizer watches."""
-    if os.environ.get(SANITIZED):
-        pytest.skip("this is that process")
-    # The sanitizer looks for the exceptions of C++ when it is loaded, and the interpreter brings none.
-    queries = [[COMPILER, f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
+    _run_again("address", "libasan.so", test_file)
+
+
+def run_with_thread_sanitizer(test_file: str, selected: str) -> None:
+    """Some tests of a file (pytest -k) once more, where each thread of a kernel is one of the machine and the thread
+    sanitizer looks for races."""
+    _run_again("thread", "libtsan.so", test_file, "-k", selected)
+
+
+def _run_again(sanitizer: str, library: str, *arguments: str) -> None:
+    if os.environ.get(SANITIZER):
+        pytest.skip("in a process that a sanitizer watches")
+    # A sanitizer looks for the exceptions of C++ when it is loaded, and the interpreter brings none.
+    queries = [[COMPILER, f"-print-file-name={name}"] for name in (library, "libstdc++.so.6")]
     libraries = [subprocess.run(q, check=True, capture_output=True, text=True).stdout.strip() for q in queries]
     environment = os.environ | {
-        SANITIZED: "1",
+        SANITIZER: sanitizer,
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+        "TSAN_OPTIONS": "halt_on_error=1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test_file]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from emulated import COMPILER, EMULATION, FLAGS, OWN, run_with_address_sanitizer
+from emulated import COMPILER, EMULATION, FLAGS, OWN, run_with_address_sanitizer, run_with_thread_sanitizer
 from systems import FCC, NASTY, batch_of, random_system, supercell, system
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -85,6 +85,13 @@ def test_bins_of_a_large_structure_among_small_ones(emulated: ModuleType, pbc: t
     batch = batch_of([*small, large, *small])
     expected = radius_graph(*batch, 2.5, 9)
     assert_same(emulated_graph(emulated, batch, 2.5, 9, None, 60), expected)
+
+
+def test_every_kernel_on_few_atoms(emulated: ModuleType) -> None:
+    """Small enough for a process that the thread sanitizer watches: pairs, a reduced cell, bins, long rows."""
+    names = "triclinic, smaller than the cutoff", "sheared, far from reduced", "perfect rocksalt, ties everywhere"
+    batch = batch_of([NASTY[name] for name in names])
+    assert_same(emulated_graph(emulated, batch, 4.0, 20, None, 5), radius_graph(*batch, 4.0, 20))
 
 
 def test_which_rows_are_sorted_and_how_often_the_stream_is_waited_for(emulated: ModuleType) -> None:
@@ -181,6 +188,16 @@ def test_the_emulation_refuses_what_a_gpu_would_get_wrong(tmp_path: Path) -> Non
         assert complaint in run.stderr
 
 
+def test_races_are_found(tmp_path: Path) -> None:
+    program = tmp_path / "races"
+    source = str(EMULATION / "races.cpp")
+    subprocess.run([COMPILER, *FLAGS, "-fsanitize=thread", *OWN, source, "-o", str(program)], check=True)
+    for kernel in ("0", "1", "2", "right"):
+        run = subprocess.run([program, kernel], capture_output=True, text=True)
+        assert (run.returncode == 0) == (kernel == "right"), run.stderr
+        assert ("data race" in run.stderr) == (kernel != "right")
+
+
 @pytest.mark.slow
 def test_several_blocks_of_one_crystal(emulated: ModuleType) -> None:
     batch = batch_of([supercell(FCC, 3.6, 4, rattle=0.1)])
@@ -190,3 +207,8 @@ def test_several_blocks_of_one_crystal(emulated: ModuleType) -> None:
 @pytest.mark.slow
 def test_no_address_is_wrong() -> None:
     run_with_address_sanitizer(__file__)
+
+
+@pytest.mark.slow
+def test_no_threads_race() -> None:
+    run_with_thread_sanitizer(__file__, "every_kernel_on_few_atoms")

@@ -1,13 +1,6 @@
-// CUDA's threads on a CPU, for tests: each thread of a block is a fiber, and blocks run one after the other.
-//
-// Stricter than a GPU. The fibers run in a seeded random order, changed at every meeting; lanes named in a
-// mask must meet at the same warp call (same kind, same number of calls so far); a lane that leaves while
-// others wait for it, or lanes that wait for different calls, abort with a message. So a missing or divergent
-// warp call shows in every run.
+// CUDA's names on a CPU, for tests. The threads of a block are fibers (fibers.h: strict, and in any order),
+// or, under the thread sanitizer, threads (threads.h: finds races).
 #pragma once
-
-#include <setjmp.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <climits>
@@ -16,15 +9,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <random>
-#include <utility>
-#include <vector>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
 
 #define __global__
 #define __device__
@@ -47,90 +31,8 @@ namespace emulation {
 
 constexpr int kLanes = 32;
 constexpr int64_t kMostShared = 160 * 1024;  // of an A100's block
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kStack = 128 * 1024;
-#else
-constexpr size_t kStack = 32 * 1024;
-#endif
 
 enum class Wait { None, Ballot, Shuffle, WarpBarrier, BlockBarrier, Done };
-
-struct Fiber {
-  ucontext_t context;
-  char* stack = nullptr;
-  jmp_buf jump;
-  bool started = false;
-  Index3 index;
-  Wait wait = Wait::None;
-  unsigned mask = 0;
-  uint64_t given = 0;               // the value this lane brings to the meeting
-  uint64_t everyones[kLanes] = {};  // what all lanes of the warp brought, once it was held
-  int64_t calls = 0;                // warp calls so far: lanes that meet must have made as many
-  void* sanitizer_stack = nullptr;
-};
-
-[[noreturn]] inline void fail(const char* what, const Fiber& fiber) {
-  std::fprintf(stderr, "emulation: %s (thread %u)\n", what, fiber.index.x);
-  std::abort();
-}
-
-struct Block {
-  std::vector<std::unique_ptr<Fiber>> fibers;
-  std::function<void()> body;
-  ucontext_t scheduler;
-  jmp_buf scheduler_jump;
-  void* scheduler_sanitizer_stack = nullptr;
-  const void* scheduler_bottom = nullptr;
-  size_t scheduler_size = 0;
-  Fiber* current = nullptr;
-  std::unique_ptr<char[]> shared;
-  std::mt19937 random{12345};
-
-#if defined(__SANITIZE_ADDRESS__)
-  void enter(Fiber& fiber) {
-    current = &fiber;
-    __sanitizer_start_switch_fiber(&scheduler_sanitizer_stack, fiber.stack, kStack);
-    swapcontext(&scheduler, &fiber.context);
-    __sanitizer_finish_switch_fiber(scheduler_sanitizer_stack, nullptr, nullptr);
-  }
-  void leave(Fiber& fiber) {
-    const bool gone = fiber.wait == Wait::Done;
-    __sanitizer_start_switch_fiber(gone ? nullptr : &fiber.sanitizer_stack, scheduler_bottom, scheduler_size);
-    swapcontext(&fiber.context, &scheduler);
-    __sanitizer_finish_switch_fiber(fiber.sanitizer_stack, &scheduler_bottom, &scheduler_size);
-  }
-#else
-  // Jumps once a fiber has started: swapcontext asks the kernel for the signal mask at every switch.
-  void enter(Fiber& fiber) {
-    current = &fiber;
-    if (_setjmp(scheduler_jump) != 0) return;
-    if (fiber.started) _longjmp(fiber.jump, 1);
-    fiber.started = true;
-    setcontext(&fiber.context);
-  }
-  void leave(Fiber& fiber) {
-    if (_setjmp(fiber.jump) == 0) _longjmp(scheduler_jump, 1);
-  }
-#endif
-
-  // All fibers run until they wait; then every meeting whose members are all there is held.
-  void run(unsigned threads);
-  bool hold_warp_meetings();
-  bool hold_block_barrier();
-};
-
-inline Block*& block() {
-  static Block* current = nullptr;
-  return current;
-}
-inline Index3& block_index() {
-  static Index3 index;
-  return index;
-}
-inline Index3& block_size() {
-  static Index3 size;
-  return size;
-}
 
 // Changes the order in which the threads run: no result may depend on it.
 inline unsigned& seed() {
@@ -138,135 +40,42 @@ inline unsigned& seed() {
   return value;
 }
 
-// Stacks are used again by the next block.
-inline char* stack(unsigned thread) {
-  static std::vector<std::unique_ptr<char[]>> stacks;
-  while (stacks.size() <= thread) stacks.emplace_back(new char[kStack]);
-  return stacks[thread].get();
-}
+}  // namespace emulation
 
-inline void start() {
-  Block& b = *block();
-  Fiber& fiber = *b.current;
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &b.scheduler_bottom, &b.scheduler_size);
+#if defined(__SANITIZE_THREAD__)
+#include "threads.h"
+#else
+#include "fibers.h"
 #endif
-  b.body();
-  fiber.wait = Wait::Done;
-  b.leave(fiber);
-}
 
-inline void Block::run(unsigned threads) {
-  fibers.resize(threads);
-  for (unsigned t = 0; t < threads; ++t) {
-    fibers[t] = std::make_unique<Fiber>();
-    Fiber& fiber = *fibers[t];
-    fiber.stack = stack(t);
-    std::memset(fiber.stack, 0xff, kStack);  // a local that is read before it is written is a NaN
-    fiber.index.x = t;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, start, 0);
-  }
-  std::vector<Fiber*> order;
-  for (;;) {
-    order.clear();
-    for (auto& fiber : fibers) {
-      if (fiber->wait == Wait::None) order.push_back(fiber.get());
-    }
-    if (order.empty()) {
-      const auto done = [](const auto& fiber) { return fiber->wait == Wait::Done; };
-      if (std::all_of(fibers.begin(), fibers.end(), done)) return;
-      if (!hold_warp_meetings() && !hold_block_barrier()) {
-        fail("deadlock: threads wait for others that have left or wait elsewhere",
-             **std::find_if_not(fibers.begin(), fibers.end(), done));
-      }
-      continue;
-    }
-    std::shuffle(order.begin(), order.end(), random);
-    for (Fiber* fiber : order) enter(*fiber);
-  }
-}
+namespace emulation {
 
-inline bool Block::hold_warp_meetings() {
-  bool held = false;
-  for (size_t first = 0; first < fibers.size(); first += kLanes) {
-    Fiber* caller = nullptr;
-    for (size_t t = first; t < first + kLanes && t < fibers.size(); ++t) {
-      const Wait wait = fibers[t]->wait;
-      if (wait != Wait::Done && wait != Wait::BlockBarrier) caller = fibers[t].get();
-    }
-    if (!caller) continue;
-    uint64_t everyones[kLanes] = {};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (!(caller->mask >> lane & 1)) continue;
-      if (first + lane >= fibers.size()) fail("a mask names a lane that the block does not have", *caller);
-      const Fiber& other = *fibers[first + lane];
-      if (other.wait != caller->wait || other.mask != caller->mask || other.calls != caller->calls) {
-        fail("lanes of one mask are at different warp calls, or have left", other);
-      }
-      everyones[lane] = other.given;
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (!(caller->mask >> lane & 1)) continue;
-      std::copy(everyones, everyones + kLanes, fibers[first + lane]->everyones);
-      fibers[first + lane]->wait = Wait::None;
-    }
-    held = true;
-  }
-  return held;
-}
-
-inline bool Block::hold_block_barrier() {
-  for (auto& fiber : fibers) {
-    if (fiber->wait != Wait::BlockBarrier) return false;
-  }
-  for (auto& fiber : fibers) fiber->wait = Wait::None;
-  return true;
-}
-
-// Waits for the lanes of the mask; afterwards `everyones` of this lane holds what they brought.
-template <class T>
-Fiber& meet(Wait wait, unsigned mask, T value) {
-  static_assert(sizeof(T) <= sizeof(uint64_t));
-  Fiber& fiber = *block()->current;
-  if (!(mask >> (fiber.index.x % kLanes) & 1)) fail("a lane calls with a mask that leaves it out", fiber);
-  fiber.wait = wait;
-  fiber.mask = mask;
-  fiber.given = 0;
-  std::memcpy(&fiber.given, &value, sizeof(T));
-  ++fiber.calls;
-  block()->leave(fiber);
-  return fiber;
-}
-
-template <class T>
-T brought(const Fiber& fiber, int lane) {
-  if (!(fiber.mask >> lane & 1)) fail("a shuffle reads a lane outside its mask", fiber);
+// What a lane brought to the meeting that the caller comes from.
+template <class T, class Caller>
+T brought(const Caller& caller, int lane) {
+  if (!(caller.mask >> lane & 1)) fail("a shuffle reads a lane outside its mask", caller);
   T value;
-  std::memcpy(&value, &fiber.everyones[lane], sizeof(T));
+  std::memcpy(&value, &caller.everyones[lane], sizeof(T));
   return value;
 }
 
 }  // namespace emulation
 
-#define threadIdx (::emulation::block()->current->index)
+#define threadIdx (::emulation::thread_index())
 #define blockIdx (::emulation::block_index())
 #define blockDim (::emulation::block_size())
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
-  const emulation::Fiber& fiber = emulation::meet(emulation::Wait::Ballot, mask, predicate);
+  const auto& caller = emulation::meet(emulation::Wait::Ballot, mask, predicate);
   unsigned votes = 0;
-  for (int lane = 0; lane < emulation::kLanes; ++lane) votes |= unsigned(fiber.everyones[lane] != 0) << lane;
+  for (int lane = 0; lane < emulation::kLanes; ++lane) votes |= unsigned(caller.everyones[lane] != 0) << lane;
   return votes;
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int step) {
-  const emulation::Fiber& fiber = emulation::meet(emulation::Wait::Shuffle, mask, value);
-  return emulation::brought<T>(fiber, int(fiber.index.x % emulation::kLanes) ^ step);
+  const auto& caller = emulation::meet(emulation::Wait::Shuffle, mask, value);
+  return emulation::brought<T>(caller, int(threadIdx.x % emulation::kLanes) ^ step);
 }
 
 template <class T>
@@ -316,34 +125,32 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, void*, Arguments...
                  static_cast<long long>(grid.shared_bytes));
     std::abort();
   }
-  emulation::block_size().x = unsigned(grid.threads);
-  for (int64_t b = 0; b < grid.blocks; ++b) {
-    emulation::Block block;
-    block.random.seed(unsigned(b) + emulation::seed());
-    block.shared.reset(new char[size_t(grid.shared_bytes)]);
-    std::memset(block.shared.get(), 0xff, size_t(grid.shared_bytes));
-    block.body = [&] { kernel(arguments...); };
-    emulation::block() = &block;
-    emulation::block_index().x = unsigned(b);
-    block.run(unsigned(grid.threads));
-  }
+  emulation::run_grid(grid.blocks, grid.threads, grid.shared_bytes, [&] { kernel(arguments...); });
 }
 
 inline int64_t atomic_add(int64_t* address, int64_t value) {
-  return std::exchange(*address, *address + value);
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 template <class T>
 T atomic_min(T* address, T value) {
-  return std::exchange(*address, std::min(*address, value));
+  T old = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (value < old &&
+         !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
 }
 template <class T>
 T atomic_max(T* address, T value) {
-  return std::exchange(*address, std::max(*address, value));
+  T old = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (old < value &&
+         !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
 }
 
 template <class T>
 T* shared_memory() {
-  return reinterpret_cast<T*>(emulation::block()->shared.get());
+  return reinterpret_cast<T*>(emulation::block_memory());
 }
 
 }  // namespace dpt
