@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <limits>
 #include <string>
 
 namespace py = pybind11;
@@ -22,16 +23,17 @@ void bind_radius_graph(py::module_& m) {
   m.def(
       "radius_search",
       [](uintptr_t positions, uintptr_t cells, uintptr_t pbc, uintptr_t atom_ptr, int64_t num_structures,
-         double cutoff, int64_t max_neighbors, int64_t max_images, int64_t most_edges, int threads,
-         uintptr_t target_ptr) {
+         double cutoff, int64_t max_neighbors, int64_t max_images, int threads, uintptr_t target_ptr,
+         int64_t most_edges) {
         return Ops::search(pointer<const double>(positions), pointer<const double>(cells),
                            pointer<const uint8_t>(pbc), pointer<const int64_t>(atom_ptr), num_structures,
                            cutoff, max_neighbors, max_images, most_edges, threads,
                            pointer<int64_t>(target_ptr));
       },
       py::arg("positions"), py::arg("cells"), py::arg("pbc"), py::arg("atom_ptr"), py::arg("num_structures"),
-      py::arg("cutoff"), py::arg("max_neighbors"), py::arg("max_images"), py::arg("most_edges"),
-      py::arg("threads"), py::arg("target_ptr"), py::call_guard<py::gil_scoped_release>());
+      py::arg("cutoff"), py::arg("max_neighbors"), py::arg("max_images"), py::arg("threads"),
+      py::arg("target_ptr"), py::arg("most_edges") = std::numeric_limits<int32_t>::max(),
+      py::call_guard<py::gil_scoped_release>());
   m.def(
       "radius_fill",
       [](const dpt::RadiusSearch& search, uintptr_t target_ptr, int threads, uintptr_t edge_index,

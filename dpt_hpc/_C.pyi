@@ -96,9 +96,9 @@ def radius_search(
     cutoff: float,
     max_neighbors: int,
     max_images: int,
-    most_edges: int,
     threads: int,
     target_ptr: int,
+    most_edges: int = ...,
 ) -> RadiusSearch: ...
 def radius_fill(search: RadiusSearch, target_ptr: int, threads: int, edge_index: int, cell_shifts: int) -> None: ...
 def edges_by_source(sources: int, num_edges: int, num_atoms: int, ptr: int, order: int) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import DataError
-from dpt_hpc.ops import RadiusGraph, radius_fault, radius_graph, reference
+from dpt_hpc.ops import RadiusGraph, radius_graph, reference
 from dpt_hpc.ops.radius_fault import fault_error
 
 ALL = list(NASTY.values())
@@ -229,13 +230,13 @@ def test_a_coincident_pair_in_a_large_structure_is_named() -> None:
 
 def test_too_many_edges_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of([*ALL, LARGE, *ALL])
-    expected = radius_graph(*batch, 4.0)
+    expected, search = radius_graph(*batch, 4.0), _C.radius_search
     # Between an eighth of the limit and the limit the search is done twice, and nothing else changes.
     for limit in (expected.num_edges, 2 * expected.num_edges, 9 * expected.num_edges):
-        monkeypatch.setattr(radius_fault, "MOST_EDGES", limit)
+        monkeypatch.setattr(_C, "radius_search", partial(search, most_edges=limit))
         assert_same(radius_graph(*batch, 4.0), expected)
     for limit in (expected.num_edges - 1, 1000, 0):
-        monkeypatch.setattr(radius_fault, "MOST_EDGES", limit)
+        monkeypatch.setattr(_C, "radius_search", partial(search, most_edges=limit))
         with pytest.raises(DataError, match=r"edges or more, expected fewer than 2\^31.\nMake the batches smaller"):
             radius_graph(*batch, 4.0)
     assert radius_graph(*batch_of([NASTY["isolated atoms"]]), 4.0).num_edges == 0

@@ -11,7 +11,7 @@ from dpt_hpc.errors import DataError
 from dpt_hpc.structure import CLOSEST_ATOMS
 
 MOST_EDGES = 2**31 - 1
-"""Of a batch; more are refused."""
+"""Of a batch; more are refused (the CPU kernels have the same limit)."""
 
 
 class Fault(Protocol):

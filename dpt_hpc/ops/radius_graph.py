@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
-from dpt_hpc.ops import radius_fault
 from dpt_hpc.ops.backends import Backend, plain_twins
 from dpt_hpc.ops.radius_fault import check_cells, check_offsets, fault_error
 from dpt_hpc.ops.radius_graph_cuda import edges_by_source, find_edges
@@ -114,7 +113,6 @@ def radius_graph(
         float(cutoff),
         max_neighbors or 0,
         -1 if max_images is None else max_images,
-        radius_fault.MOST_EDGES,
         threads,
         target_ptr.data_ptr(),
     )
