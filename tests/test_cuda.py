@@ -25,6 +25,7 @@ from dpt_hpc.ops import (
     gather_aggregate,
     radial_messages,
     radius_graph,
+    radius_graph_cuda,
 )
 from dpt_hpc.structure import Batch, Structure
 
@@ -130,8 +131,12 @@ def large_graph() -> RadiusGraph:
     return radius_graph(*batch_of([supercell(FCC, 3.6, 5, rattle=0.3), NASTY["isolated atoms"]]), 6.0, 77)
 
 
+@pytest.mark.parametrize("cell_list_atoms", [radius_graph_cuda.CELL_LIST_ATOMS, 20, 0])
 @pytest.mark.parametrize("max_neighbors", [None, 7])
-def test_radius_graph_equals_the_cpu(max_neighbors: int | None) -> None:
+def test_radius_graph_equals_the_cpu(
+    max_neighbors: int | None, cell_list_atoms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(radius_graph_cuda, "CELL_LIST_ATOMS", cell_list_atoms)
     crystals = [supercell(FCC, 3.6, 6, rattle=0.2)]
     for systems in (list(NASTY.values()), [random_system(seed) for seed in range(200)], crystals, []):
         batch = batch_of(systems)

@@ -35,13 +35,15 @@ def find_edges(
     cutoff: float,
     max_neighbors: int | None,
     max_images: int | None,
-    cell_list_atoms: int = CELL_LIST_ATOMS,
+    cell_list_atoms: int | None = None,
 ) -> Edges:
     """Count, scan, fill. Arguments are contiguous, positions and cells in float64, all on one device.
 
     The stream is waited for once, for the sizes of the result; faults come with them.
+    cell_list_atoms: another number than CELL_LIST_ATOMS.
     """
     device, num_atoms, num_structures = positions.device, positions.shape[0], cells.shape[0]
+    cell_list_atoms = CELL_LIST_ATOMS if cell_list_atoms is None else cell_list_atoms
     if num_structures == 0:
         check_offsets(atom_ptr, num_atoms)
     stream = _stream(device)
