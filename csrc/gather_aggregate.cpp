@@ -5,7 +5,7 @@
 namespace dpt {
 namespace {
 
-constexpr int64_t kBlock = 64;  // channels whose sums stay in registers
+constexpr int64_t kBlock = 128;  // channels whose sums stay in registers
 
 // One row, channels [0, width) of rows that are `channels` apart. The full block has a constant width, so
 // that the compiler keeps its sums in vectors.
