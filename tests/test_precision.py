@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.models import EnergyModel, ModelOptions, build_model, predict, set_precision
+from dpt_hpc.models.precision import NodeProducts
 from dpt_hpc.ops import linear
+from dpt_hpc.ops.linear import _tensor_cores
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import load_weights
 
@@ -81,6 +83,34 @@ def test_tf32_off_a_gpu_and_other_types_are_refused() -> None:
         linear(x.double(), weight.double(), None, "bf16")
     with pytest.raises(ValueError, match="precision: expected float32, bf16, tf32, got 'fp8'"):
         linear(x, weight, None, "fp8")  # type: ignore[arg-type]
+
+
+def test_the_switch_of_tf32_is_on_for_one_product() -> None:
+    switch = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(switch, "fp32_precision") else "allow_tf32"
+    before = getattr(switch, name)
+    with _tensor_cores():
+        assert getattr(switch, name) in ("tf32", True)
+    assert getattr(switch, name) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("precision", "rounding"), [("bf16", ROUNDING), ("tf32", 2.0**-11)])
+def test_products_on_a_gpu_are_rounded_once(precision: str, rounding: float) -> None:
+    x, weight, bias = (t.detach().cuda() for t in operands())
+    y, exact = linear(x, weight, bias, precision), functional.linear(x, weight, bias)  # type: ignore[arg-type]
+    assert y.dtype == torch.float32
+    size = functional.linear(x.abs(), weight.abs())
+    assert 0 < float(((y - exact).abs() / size).max()) < 2 * rounding
+
+
+def test_filters_and_energies_are_no_narrow_products() -> None:
+    for options in NETWORKS.values():
+        network = build_model(options)
+        set_precision(network, "bf16")
+        narrow = {name for name, module in network.named_modules() if isinstance(module, NodeProducts)}
+        assert narrow
+        assert not [name for name in narrow if name.endswith(("filters", "output"))]
 
 
 def narrow_and_wide(options: ModelOptions) -> tuple[EnergyModel, EnergyModel]:

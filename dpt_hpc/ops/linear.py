@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -67,11 +69,23 @@ class _Product(Function):
 def _multiply(a: Tensor, b: Tensor, precision: Precision) -> Tensor:
     if precision == "bf16":
         narrow = a.to(torch.bfloat16), b.to(torch.bfloat16)
-        return torch.mm(*narrow, out_dtype=torch.float32) if a.is_cuda else torch.mm(*narrow).float()
-    # A switch of the whole process, on for this product alone: tables of filters must not lose their digits.
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
+        return torch.mm(*narrow, out_dtype=torch.float32) if a.is_cuda and _NEW else torch.mm(*narrow).float()
+    with _tensor_cores():
         return torch.mm(a, b)
+
+
+_NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+"""PyTorch 2.9 or later: it warns of, or refuses, its older switch, and has products with a wider result."""
+
+
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """TF32 for one product: the switch is the whole process's, but tables of filters must not lose their digits."""
+    switch: Any = torch.backends.cuda.matmul
+    name, on = ("fp32_precision", "tf32") if _NEW else ("allow_tf32", True)
+    before = getattr(switch, name)
+    setattr(switch, name, on)
+    try:
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(switch, name, before)
