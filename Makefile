@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 ENVIRONMENT := $(VENV)/.environment
 KERNELS := $(VENV)/.kernels
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
-TEST_CPP := $(wildcard tests/emulation/*.h tests/emulation/*.cpp)
+TEST_CPP := $(wildcard tests/emulation/*.h tests/emulation/*.cpp tests/emulation/*/*.h tests/emulation/*/*.cpp)
 
 # The stamps name what they were made with, so that another TORCH or DPT_HPC_CUDA installs or builds again.
 ifneq ($(TORCH),$(shell cat $(ENVIRONMENT) 2>/dev/null))
