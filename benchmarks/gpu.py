@@ -124,7 +124,7 @@ def measure(out: Path, device: str) -> None:
     for name, arguments in graph_sets(small).items():
         result["radius_graph"][name] = attempt(name, lambda a=arguments: measure_graph(*a, device, result["rates"]))
         write(out, result)
-    for implementation in ("exact", "table", "plain"):
+    for implementation in NATIVE if small else (*NATIVE, "plain"):
         for model in MODELS:
             key = f"{model}, {implementation}"
             call = (model, implementation, small, device, result["rates"])

@@ -70,7 +70,7 @@ def step_tables(result: dict[str, Any]) -> list[str]:
             table.append(
                 [
                     m["model"],
-                    f"{m['set']}: {m['structures']} of {m['atoms']} atoms, {m['edges']:,} edges",
+                    f"{m['set']}: {m['structures']} with {m['atoms']:,} atoms, {m['edges']:,} edges",
                     threads_of(m["threads"]),
                     name,
                     f"{r['microseconds_per_edge']:.1f}",
