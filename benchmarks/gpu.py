@@ -164,7 +164,6 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     options = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = False
     if options.verb == "measure":
         measure(options.out, options.device)
     else:
