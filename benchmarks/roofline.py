@@ -94,7 +94,7 @@ def seconds_per_edge(work: Work, rates: dict[str, float]) -> float:
 
 
 def machine_rates(device: str, threads: int = 1, repeats: int = 7) -> dict[str, float]:
-    """copy_bytes: read and written per second by a large copy · gemm_flops: per second, float32 (PyTorch does not take TF32 unless it is told to)."""
+    """copy_bytes: read and written per second by a large copy · gemm_flops: per second, float32, no TF32."""
     if device == "cpu":
         torch.set_num_threads(threads)
     side = 1024 if device == "cpu" else 8192
