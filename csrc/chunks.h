@@ -3,16 +3,17 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <vector>
+
+#include "kept.h"
 
 namespace dpt {
 namespace {
 
 struct Free {
-  void operator()(void* p) const { std::free(p); }
+  size_t bytes = 0;
+  void operator()(void* p) const { KeptMemory::all().give_back(p, bytes); }
 };
 template <class T>
 using Buffer = std::unique_ptr<T[], Free>;
@@ -20,11 +21,11 @@ using Buffer = std::unique_ptr<T[], Free>;
 // Aligned for vectors, zeroed where asked.
 template <class T>
 Buffer<T> allocate(int64_t count, bool zero = false) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
-  void* p = std::aligned_alloc(64, bytes);
-  if (!p) throw std::bad_alloc();
-  if (zero) __builtin_memset(p, 0, bytes);
-  return Buffer<T>(static_cast<T*>(p));
+  const size_t wanted = static_cast<size_t>(count) * sizeof(T);
+  size_t bytes = wanted;
+  void* p = KeptMemory::all().take(bytes);
+  if (zero) __builtin_memset(p, 0, wanted);
+  return Buffer<T>(static_cast<T*>(p), Free{bytes});
 }
 
 // Sums over chunks are added in the order of the chunks, and the chunks depend on the graph and on sizes

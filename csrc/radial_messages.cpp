@@ -11,34 +11,41 @@ namespace {
 struct Packing {
   int64_t channels, width, groups, vectors;
 
-  // The `part`-th C of the columns of (rows, from_pitch) -> (rows, groups, v, part, lane) with the steps
-  // given.
-  template <class T>
-  void pack(const T* from, int64_t rows, int64_t from_pitch, T* to, int64_t row_step, int64_t group_step,
-            int64_t parts) const {
-    move<T>(rows, row_step, group_step, parts,
-            [&](int64_t row, int64_t channel, int64_t place, size_t bytes) {
-              __builtin_memcpy(to + place, from + row * from_pitch + channel, bytes);
-            });
-  }
-  template <class T>
-  void unpack(const T* from, int64_t rows, int64_t to_pitch, T* to, int64_t row_step, int64_t group_step,
-              int64_t parts) const {
-    move<T>(rows, row_step, group_step, parts,
-            [&](int64_t row, int64_t channel, int64_t place, size_t bytes) {
-              __builtin_memcpy(to + row * to_pitch + channel, from + place, bytes);
-            });
-  }
+  // Calls copy(row, channel, place, number of channels left in the group) for what vectors of C channels
+  // hold, at places in (rows, groups, v) with the steps given.
   template <class T, class Copy>
-  void move(int64_t rows, int64_t row_step, int64_t group_step, int64_t parts, const Copy& copy) const {
+  void each(int64_t rows, int64_t row_step, int64_t group_step, int64_t vector_step, const Copy& copy) const {
     constexpr int64_t lanes = Simd<T>::kLanes;
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t first = g * width, n = channels - first < width ? channels - first : width;
         for (int64_t v = 0; v * lanes < n; ++v)
-          copy(row, first + v * lanes, row * row_step + g * group_step + v * parts * lanes,
-               static_cast<size_t>(n - v * lanes < lanes ? n - v * lanes : lanes) * sizeof(T));
+          copy(row, first + v * lanes, row * row_step + g * group_step + v * vector_step, n - v * lanes);
       }
+  }
+  // The columns [0, C) of (rows, from_pitch) to those places, and back.
+  template <class T>
+  void pack(const T* from, int64_t rows, int64_t from_pitch, T* to, int64_t row_step, int64_t group_step,
+            int64_t vector_step) const {
+    each<T>(rows, row_step, group_step, vector_step,
+            [&](int64_t row, int64_t channel, int64_t place, int64_t n) {
+              copy_lanes(from + row * from_pitch + channel, to + place, n);
+            });
+  }
+  template <class T>
+  void unpack(const T* from, int64_t rows, int64_t to_pitch, T* to, int64_t row_step, int64_t group_step,
+              int64_t vector_step) const {
+    each<T>(rows, row_step, group_step, vector_step,
+            [&](int64_t row, int64_t channel, int64_t place, int64_t n) {
+              copy_lanes(from + place, to + row * to_pitch + channel, n);
+            });
+  }
+  template <class T>
+  static void copy_lanes(const T* from, T* to, int64_t n) {
+    if (n >= Simd<T>::kLanes)
+      store_any<T>(to, load_any<T>(from));
+    else
+      __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
   }
 };
 
@@ -65,7 +72,7 @@ Buffer<T> pack_nodes(const Packing& packing, int64_t atoms, const Parts& parts) 
   for (int64_t p = 0; p < count; ++p)
     if (parts[p].from)
       packing.pack(parts[p].from, atoms, parts[p].pitch, to.get() + p * lanes, packing.groups * step, step,
-                   count);
+                   count * lanes);
   return to;
 }
 template <class T, class Parts>
@@ -75,7 +82,7 @@ void unpack_nodes(const Packing& packing, int64_t atoms, const T* from, const Pa
   for (int64_t p = 0; p < count && from; ++p)
     if (parts[p].from)
       packing.unpack(from + p * lanes, atoms, parts[p].pitch, parts[p].from, packing.groups * step, step,
-                     count);
+                     count * lanes);
 }
 
 // Parts of the sources: [k, x, 1, 2 | vec (3)], those that are there.
@@ -91,32 +98,33 @@ std::vector<Part<T>> source_parts(const RadialMessageShape& shape, T* keys, T* v
   return parts;
 }
 
-// Filter weights or bias, (groups, rows, v, part, lane).
+// Filter weights or bias, (groups, v, rows, part, lane).
 template <class T>
 Buffer<T> pack_filters(const Packing& packing, const T* from, int64_t rows, int64_t parts) {
   if (!from) return nullptr;
   constexpr int64_t lanes = Simd<T>::kLanes;
-  const int64_t row = packing.vectors * parts * lanes, C = packing.channels;
-  Buffer<T> to = allocate<T>(packing.groups * rows * row, true);
+  const int64_t row = parts * lanes, C = packing.channels, vectors = packing.vectors;
+  const bool padded = packing.width % lanes || C % packing.width;
+  Buffer<T> to = allocate<T>(packing.groups * vectors * rows * row, padded);
   for (int64_t p = 0; p < parts; ++p)
-    packing.pack(from + p * C, rows, parts * C, to.get() + p * lanes, row, rows * row, parts);
+    packing.pack(from + p * C, rows, parts * C, to.get() + p * lanes, row, vectors * rows * row, rows * row);
   return to;
 }
 template <class T>
 void unpack_filters(const Packing& packing, const T* from, T* to, int64_t rows, int64_t parts) {
   if (!to) return;
   constexpr int64_t lanes = Simd<T>::kLanes;
-  const int64_t row = packing.vectors * parts * lanes, C = packing.channels;
+  const int64_t row = parts * lanes, C = packing.channels, vectors = packing.vectors;
   for (int64_t p = 0; p < parts; ++p)
-    packing.unpack(from + p * lanes, rows, parts * C, to + p * C, row, rows * row, parts);
+    packing.unpack(from + p * lanes, rows, parts * C, to + p * C, row, vectors * rows * row, rows * row);
 }
 
-// (groups, count, row) -> (groups, row, pitch)
+// (blocks, count, row) -> (blocks, row, pitch)
 template <class T>
-Buffer<T> transpose(const T* from, int64_t groups, int64_t count, int64_t row, int64_t pitch) {
+Buffer<T> transpose(const T* from, int64_t blocks, int64_t count, int64_t row, int64_t pitch) {
   if (!from) return nullptr;
-  Buffer<T> to = allocate<T>(groups * row * pitch, true);
-  for (int64_t g = 0; g < groups; ++g)
+  Buffer<T> to = allocate<T>(blocks * row * pitch, true);
+  for (int64_t g = 0; g < blocks; ++g)
     for (int64_t k = 0; k < count; ++k)
       for (int64_t c = 0; c < row; ++c) to[(g * row + c) * pitch + k] = from[(g * count + k) * row + c];
   return to;
@@ -145,7 +153,8 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   const Packing pack = packing<T>(shape);
   const int64_t n = graph.num_atoms, C = shape.channels, K = shape.count,
                 parts = shape.attention + 1 + 2 * shape.vectors;
-  const int64_t source_count = parts + 3 * shape.vectors, row = pack.vectors * parts * lanes;
+  const int64_t source_count = parts + 3 * shape.vectors, row = parts * lanes,
+                blocks = pack.groups * pack.vectors;
 
   const auto axis = [&](const T* array, int64_t c) {
     return Part<const T>{array ? array + c * C : nullptr, 3 * C};
@@ -163,12 +172,12 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   const Buffer<T> bias_t = pack_filters(pack, along.bias, 1, parts);
   const int64_t pitch = (K + 3 * lanes - 1) / lanes * lanes;
   const bool across = out.taps && shape.taps != 4;  // taps in the lanes
-  const Buffer<T> transposed = across ? transpose(weights.get(), pack.groups, K, row, pitch) : nullptr;
-  const Buffer<T> transposed_t = across ? transpose(weights_t.get(), pack.groups, K, row, pitch) : nullptr;
+  const Buffer<T> transposed = across ? transpose(weights.get(), blocks, K, row, pitch) : nullptr;
+  const Buffer<T> transposed_t = across ? transpose(weights_t.get(), blocks, K, row, pitch) : nullptr;
 
   GroupTask<T> group{};
   group.table = {
-      pack.vectors,       row,        pitch,       weights.get(), weights_t.get(), transposed.get(),
+      pack.vectors,       K,          pitch,       weights.get(), weights_t.get(), transposed.get(),
       transposed_t.get(), bias.get(), bias_t.get()};
   group.silu = shape.silu;
   group.target = targets.get(), group.source = sources.get(), group.source_t = sources_t.get();
@@ -179,13 +188,15 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   const int64_t source_step = pack.vectors * source_count * lanes;
   group.target_pitch = pack.groups * target_step, group.source_pitch = pack.groups * source_step;
   group.result_pitch = pack.groups * result_step;
-  const MessageTask<T> task{graph, shape,       in,          along,       out,     pack.groups,
-                            group, target_step, source_step, result_step, K * row, row * pitch};
+  const int64_t bias_step = pack.vectors * row, table_step = K * bias_step;
+  const MessageTask<T> task{graph,     shape,       in,          along,       out,        pack.groups,
+                            group,     target_step, source_step, result_step, table_step, bias_step * pitch,
+                            bias_step, row};
 
   const bool gradient = Which != Pass::kForward;
   const bool want_sources = gradient && (out.keys || out.values || out.vectors);
   const bool want_table = gradient && (out.weights || out.bias);
-  ChunkSizes sizes{want_sources ? group.source_pitch : 0, want_table ? pack.groups * (K + 1) * row : 0};
+  ChunkSizes sizes{want_sources ? group.source_pitch : 0, want_table ? blocks * (K + 1) * row : 0};
   sizes.spare_rows = 1;
   if (want_table && 16 * K > sizes.edges_per_chunk) sizes.edges_per_chunk = 16 * K;
   const RowKernel<T> row_kernel = kernel<T, Which>(shape);
@@ -203,7 +214,7 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   if (!gradient) return;
   unpack_nodes<T>(pack, n, totals.by_source.get(), source_parts(shape, out.keys, out.values, out.vectors));
   unpack_filters(pack, totals.table.get(), out.weights, K, parts);
-  if (out.bias) unpack_filters(pack, totals.table.get() + pack.groups * K * row, out.bias, 1, parts);
+  if (out.bias) unpack_filters(pack, totals.table.get() + blocks * K * row, out.bias, 1, parts);
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ struct MessageTask {
   int64_t groups;
   GroupTask<T> group;                             // of the first group; the sums are not set
   int64_t target_step, source_step, result_step;  // from group to group
-  int64_t table_step, transposed_step;
+  int64_t table_step, transposed_step, bias_step;
+  int64_t row;  // numbers in a row of the filter weights
 
   bool want_geometry() const { return out.envelope || out.directions; }
 };
@@ -45,7 +46,8 @@ struct Tile {
   std::vector<SharedWindow> windows;
   Buffer<T> rows;  // Filters, r and rh: vectors
 
-  explicit Tile(int64_t block_vectors) : rows(allocate<T>(6 * block_vectors * Simd<T>::kLanes)) {}
+  explicit Tile(int64_t block_vectors)
+      : rows(allocate<T>((4 * kStrip + 2) * block_vectors * Simd<T>::kLanes)) {}
 };
 
 // Puts the edges [begin, end) in the order of their windows (stable).
@@ -98,20 +100,21 @@ void share_window(const MessageTask<T>& task, Tile<T>& tile, int64_t slot) {
   tile.windows.push_back(w);
 }
 
-// Everything that the groups share. The last block is filled up with edges between the packed arrays' last
+// Everything that the groups share. The last strip is filled up with edges between the packed arrays' last
 // atom, which is zero, and itself.
 template <class T, bool Four, Pass Which>
 void fill_tile(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>& tile) {
-  constexpr int64_t EB = kBlock<T>;
+  constexpr int64_t EB = kBlock<T>, strip = kStrip * EB;
   const RadialMessageGraph& graph = task.graph;
   const int64_t begin = graph.target_ptr[first], n = graph.target_ptr[last] - begin;
-  const size_t size = static_cast<size_t>((n + EB - 1) / EB * EB), padded = size + Simd<T>::kLanes;
+  const size_t size = static_cast<size_t>((n + strip - 1) / strip * strip);
   tile.edge.resize(size);
   sort_edges(task, begin, begin + n, tile);
   for (size_t k = n; k < size; ++k) tile.edge[k] = tile.edge[n - 1];
-  tile.source.assign(size, graph.num_atoms), tile.target.assign(size, graph.num_atoms);
+  tile.source.assign(size, graph.num_atoms * task.group.source_pitch),
+      tile.target.assign(size, graph.num_atoms);
   tile.base.resize(size);
-  tile.envelope.assign(padded, T(0)), tile.envelope_t.assign(padded, T(0));  // load_repeated reads beyond
+  tile.envelope.assign(size, T(0)), tile.envelope_t.assign(size, T(0));
   tile.directions.assign(3 * size, T(0)), tile.directions_t.assign(3 * size, T(0));
   tile.geometry.assign(task.want_geometry() && Which != Pass::kForward ? 4 * size : 0, T(0));
   std::vector<int64_t>& target = tile.bins;  // by edge
@@ -120,7 +123,7 @@ void fill_tile(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>&
     for (int64_t e = graph.target_ptr[i]; e < graph.target_ptr[i + 1]; ++e) target[e - begin] = i;
   for (int64_t k = 0; k < n; ++k) {
     const int64_t e = tile.edge[k];
-    tile.source[k] = graph.source[e];
+    tile.source[k] = graph.source[e] * task.group.source_pitch;
     tile.target[k] = target[e - begin];
     tile.envelope[k] = task.in.envelope ? task.in.envelope[e] : T(1);
     if (task.along.envelope) tile.envelope_t[k] = task.along.envelope[e];
@@ -129,7 +132,7 @@ void fill_tile(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>&
       if (task.along.directions) tile.directions_t[3 * k + c] = task.along.directions[3 * e + c];
     }
   }
-  for (size_t k = 0; k < size; ++k) tile.base[k] = task.in.first[tile.edge[k]] * task.group.table.row;
+  for (size_t k = 0; k < size; ++k) tile.base[k] = task.in.first[tile.edge[k]] * task.row;
   tile.windows.clear(), tile.taps.clear(), tile.taps_t.clear(), tile.to_taps.clear();
   if constexpr (Four) {
     tile.taps.resize(4 * size), tile.taps_t.resize(4 * size);
@@ -167,36 +170,45 @@ void write_edges(const MessageTask<T>& task, int64_t count, const Tile<T>& tile)
 
 // One group of channels of a tile.
 template <class T, bool Attention, bool Vectors, bool Four, Pass Which>
-void run_group(const MessageTask<T>& task, const GroupTask<T>& group, Tile<T>& tile) {
+void run_group(const MessageTask<T>& task, const GroupTask<T>& given, Tile<T>& tile) {
+  const GroupTask<T> group = given;  // a copy that no store can change, so that its fields stay in registers
   constexpr int EB = kBlock<T>;
-  const int64_t size = EB * 4 * group.table.vectors, edges_in_tile = static_cast<int64_t>(tile.edge.size());
+  const int64_t size = EB * 4 * group.table.vectors, count = static_cast<int64_t>(tile.edge.size());
   Vec<T>* buffer = reinterpret_cast<Vec<T>*>(tile.rows.get());
-  const Filters<T> f{buffer, buffer + size, buffer + 2 * size, buffer + 3 * size};
-  Vec<T>*r = buffer + 4 * size, *rh = buffer + 5 * size;
   const bool tangents = task.along.taps != nullptr;
-  for (int64_t k = 0; k < edges_in_tile; k += EB) {
-    const BlockEdges<T, EB> edges{tile.source.data() + k,
-                                  tile.target.data() + k,
-                                  tile.envelope.data() + k,
-                                  tile.envelope_t.data() + k,
-                                  tile.directions.data() + 3 * k,
-                                  tile.directions_t.data() + 3 * k,
-                                  tile.geometry.empty() ? nullptr : tile.geometry.data() + 4 * k};
-    if constexpr (Four) {
-      const FourTaps<T, EB> taps{tile.taps.data() + 4 * k, tangents ? tile.taps_t.data() + 4 * k : nullptr,
-                                 tile.base.data() + k, tile.to_taps.data() + 4 * k};
-      message_block<T, EB, Attention, Vectors, Which>(group, edges, taps, f, r, rh);
-    } else {
-      const SharedWindow& w = tile.windows[k / EB];
-      const SharedTaps<T, EB> taps{w.first,
-                                   w.count,
-                                   tile.taps.data() + w.taps,
-                                   tangents ? tile.taps_t.data() + w.taps : nullptr,
-                                   w.all_first,
-                                   w.all,
-                                   tile.to_taps.data() + w.gradients};
-      message_block<T, EB, Attention, Vectors, Which>(group, edges, taps, f, r, rh);
+  const auto each_block = [&](int64_t first, const auto& act) __attribute__((always_inline)) {
+    for (int b = 0; b < kStrip; ++b) {
+      const int64_t k = first + b * EB;
+      const BlockEdges<T, EB> edges{tile.source.data() + k, tile.target.data() + k,
+                                    tile.directions.data() + 3 * k, tile.directions_t.data() + 3 * k,
+                                    tile.geometry.empty() ? nullptr : tile.geometry.data() + 4 * k};
+      Vec<T>* place = buffer + (2 + 4 * b) * size;
+      const Filters<T> f{place, place + size, place + 2 * size, place + 3 * size};
+      if constexpr (Four) {
+        act(b * EB, edges, f,
+            FourTaps<T, EB>{tile.taps.data() + 4 * k, tangents ? tile.taps_t.data() + 4 * k : nullptr,
+                            tile.base.data() + k, tile.to_taps.data() + 4 * k});
+      } else {
+        const SharedWindow& w = tile.windows[k / EB];
+        act(b * EB, edges, f,
+            SharedTaps<T, EB>{w.first, w.count, tile.taps.data() + w.taps,
+                              tangents ? tile.taps_t.data() + w.taps : nullptr, w.all_first, w.all,
+                              tile.to_taps.data() + w.gradients});
+      }
     }
+  };
+  Strip<T> strip;
+  for (int64_t k = 0; k < count; k += Strip<T>::kEdges) {
+    each_block(
+        k, [&](int first, const auto& edges, const auto& f, const auto& taps) __attribute__((always_inline)) {
+          sum_block<T, EB, Attention, Vectors, Which>(group, edges, taps, f, strip, first);
+        });
+    weigh_strip<T, Attention, Which>(tile.envelope.data() + k, tile.envelope_t.data() + k, strip);
+    each_block(
+        k, [&](int first, const auto& edges, const auto& f, const auto& taps) __attribute__((always_inline)) {
+          message_block<T, EB, Attention, Vectors, Which>(group, edges, taps, f, buffer, buffer + size, strip,
+                                                          first);
+        });
   }
 }
 
@@ -219,12 +231,12 @@ void run_rows(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>& 
       if (table.weights_t) table.weights_t += g * task.table_step;
       if (table.transposed) table.transposed += g * task.transposed_step;
       if (table.transposed_t) table.transposed_t += g * task.transposed_step;
-      if (table.bias) table.bias += g * table.row;
-      if (table.bias_t) table.bias_t += g * table.row;
+      if (table.bias) table.bias += g * task.bias_step;
+      if (table.bias_t) table.bias_t += g * task.bias_step;
       if (sums.by_source) group.source_sums = sums.by_source + g * task.source_step;
       if (sums.table && task.out.weights) group.table_sums = sums.table + g * task.table_step;
       if (sums.table && task.out.bias)
-        group.bias_sums = sums.table + task.groups * task.table_step + g * table.row;
+        group.bias_sums = sums.table + task.groups * task.table_step + g * task.bias_step;
       run_group<T, Attention, Vectors, Four, Which>(task, group, tile);
     }
     if (Which != Pass::kForward && (task.want_geometry() || task.out.taps))

@@ -91,6 +91,19 @@ DPT_INLINE void store(T* p, Vec<T> value) {
   *reinterpret_cast<Vec<T>*>(p) = value;
 }
 
+// The same at any address.
+template <class T>
+DPT_INLINE Vec<T> load_any(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+DPT_INLINE void store_any(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
 template <class T>
 DPT_INLINE Vec<T> broadcast(T value) {
   return value - Vec<T>{};
@@ -120,26 +133,6 @@ DPT_INLINE Vec<T> fold(Vec<T> a, Vec<T> b, std::index_sequence<K...>) {
   using K0 = decltype(I{}[0] + 0);
   return __builtin_shuffle(a, b, I{K0(lane(K))...}) + __builtin_shuffle(a, b, I{K0(lane(K) + Width / 2)...});
 #endif
-}
-
-// Lane k: lane k % N of v.
-template <class T, int N, std::size_t... K>
-DPT_INLINE Vec<T> repeat_lanes(Vec<T> v, std::index_sequence<K...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(v, v, (K % N)...);
-#else
-  using I = typename Simd<T>::I;
-  using K0 = decltype(I{}[0] + 0);
-  return __builtin_shuffle(v, I{K0(K % N)...});
-#endif
-}
-
-// Lane k: p[k % N]. Reads a whole vector.
-template <class T, int N>
-DPT_INLINE Vec<T> load_repeated(const T* p) {
-  Vec<T> v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return repeat_lanes<T, N>(v, std::make_index_sequence<Simd<T>::kLanes>{});
 }
 
 // Lane k: the sum over the lanes of v[k % N]. N and Span are powers of two, N at most kLanes.

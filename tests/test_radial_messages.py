@@ -272,9 +272,7 @@ def test_bad_arguments() -> None:
     refused(ValueError, "vectors, directions: expected both or neither", directions=None)
     refused(ValueError, r"values: expected \(N, 3C\) beside vectors, got", values=tensors["values"][:, 1:])
     refused(ValueError, rf"values: expected shape \({graph.num_atoms}, 12\), got", values=tensors["values"][1:])
-    refused(
-        ValueError, rf"directions: expected shape \({graph.num_edges}, 3\)", directions=tensors["directions"][:, 1:]
-    )
+    refused(ValueError, r"directions: expected shape \(\d+, 3\)", directions=tensors["directions"][:, 1:])
     refused(ValueError, r"filter_weights: expected shape \(9, 16\)", weights=tensors["weights"][1:])
     refused(ValueError, r"taps.values: expected shape", taps=tensors["taps"][1:])
     refused(ValueError, r"taps.first: expected \(\d+,\) int32", first=first.long())
