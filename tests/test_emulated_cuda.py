@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from emulated import COMPILER, EMULATION, FLAGS, OWN, run_with_address_sanitizer, run_with_thread_sanitizer
+from emulated import COMPILER, EMULATION, FLAGS, OWN, SANITIZER, run_with_address_sanitizer, run_with_thread_sanitizer
 from systems import FCC, NASTY, batch_of, random_system, supercell, system
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -189,6 +190,8 @@ def test_the_emulation_refuses_what_a_gpu_would_get_wrong(tmp_path: Path) -> Non
 
 
 def test_races_are_found(tmp_path: Path) -> None:
+    if os.environ.get(SANITIZER):
+        pytest.skip("two sanitizers do not share a process")
     program = tmp_path / "races"
     source = str(EMULATION / "races.cpp")
     subprocess.run([COMPILER, *FLAGS, "-fsanitize=thread", *OWN, source, "-o", str(program)], check=True)
