@@ -64,7 +64,7 @@ def measure_graph(
 def training_batch(model: str, small: bool) -> Batch:
     """Real crystals that ship with dpt_hpc, of 20 to 100 atoms."""
     crystals = [s for s in read_json(SAMPLE) if 20 <= s.num_atoms <= 100]
-    count = 1 if small else {"cgcnn": 200, "torchmd_et": 40}[model]  # plain PyTorch needs 50 and 90 GB
+    count = 1 if small else {"cgcnn": 200, "torchmd_et": 40}[model]  # plain PyTorch needs 35 and 68 GB
     return Batch.from_structures([labelled(s) for s in crystals[:count]])
 
 
