@@ -162,9 +162,10 @@ def test_the_order_by_window_is_made_once(emulated: ModuleType) -> None:
     tensors, first, _ = inputs(graph, case, 4, 1)
     taps = MODULE.RadialTaps(tensors["taps"], first, 9)
     y, _ = MODULE.fused(tensors["values"], taps, tensors["weights"], graph, cuda=emulated)
-    assert "by_first" not in taps.__dict__
+    assert "_kept" not in taps.__dict__
     y.sum().backward()
     order, ptr = taps.by_first
+    assert taps.by_first[0] is order
     assert torch.equal(order, torch.argsort(first, stable=True))
     assert all(bool((first[order[a:b]] == k).all()) for k, (a, b) in enumerate(itertools.pairwise(ptr.tolist())))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -289,6 +290,8 @@ def test_bad_arguments() -> None:
     refused(TypeError, "source_features: expected float32 or float64", a, b.float(), lengths, table)
     refused(TypeError, "float16", a.half(), b.half(), lengths.half(), table.half())
     refused(ValueError, "device", a, b.to("meta"), lengths, table)
+    with pytest.raises(ValueError, match="device of target_features and of the graph, cpu and meta"):
+        cgconv(a, b, lengths, table, SPLINES, replace(graph, edge_index=graph.edge_index.to("meta")))
     refused(ValueError, "aggregation: expected mean or sum", a, b, lengths, table, aggregation="max")
     refused(ValueError, "backend: expected native, reference, pyg, got 'cuda'", a, b, lengths, table, backend="cuda")
     with pytest.raises(ValueError, match="kind: expected gaussian or bspline"):

@@ -5,6 +5,11 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Literal, get_args
 
+from torch import Tensor
+
+from dpt_hpc import _C
+from dpt_hpc.errors import EnvironmentFault
+
 Backend = Literal["native", "reference", "pyg"]
 """native: the kernels of dpt_hpc · reference: plain PyTorch, slow and obvious · pyg: the same with the reductions of
 torch-scatter and the neighbour search of torch-cluster, on which the networks of PyTorch Geometric run."""
@@ -21,3 +26,12 @@ def plain_twins(backend: str, op: str) -> ModuleType:
     if backend not in modules:
         raise ValueError(f"{op}: backend: expected {', '.join(get_args(Backend))}, got {backend!r}.")
     return modules[backend]
+
+
+def refuse_other_devices(op: str, tensor: Tensor) -> None:
+    """Errors: EnvironmentFault for a tensor on a device that this build has no kernels for."""
+    if tensor.device.type != "cpu" and not (tensor.is_cuda and _C.has_cuda):
+        raise EnvironmentFault(
+            f"{op}: tensors are on {tensor.device}, but this build of dpt_hpc has no kernels for it.\n"
+            "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
+        )

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dpt_hpc import _C
-from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.ops.autograd import apply, asked
-from dpt_hpc.ops.backends import Backend, plain_twins
+from dpt_hpc.ops.backends import Backend, plain_twins, refuse_other_devices
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
 
@@ -42,7 +41,7 @@ def gather_aggregate(weights: Tensor, features: Tensor, graph: RadiusGraph, back
     if backend != "native":
         twin: Tensor = plain_twins(backend, "gather_aggregate").gather_aggregate(weights, features, graph)
         return twin
-    _refuse_other_devices("gather_aggregate", features)
+    refuse_other_devices("gather_aggregate", features)
     return _gather(weights, features, _Ends(graph))
 
 
@@ -61,7 +60,7 @@ def edge_product(
     if backend != "native":
         twin: Tensor = plain_twins(backend, "edge_product").edge_product(targets, sources, graph, reduce)
         return twin
-    _refuse_other_devices("edge_product", targets)
+    refuse_other_devices("edge_product", targets)
     return _product(targets, sources, _Ends(graph), reduce)
 
 
@@ -181,14 +180,6 @@ def _gather(weights: Tensor, features: Tensor, ends: _Ends) -> Tensor:
 def _product(targets: Tensor, sources: Tensor, ends: _Ends, reduce: bool) -> Tensor:
     p: Tensor = apply(_Product, targets, sources, ends, reduce)
     return p
-
-
-def _refuse_other_devices(op: str, like: Tensor) -> None:
-    if like.device.type != "cpu" and not (like.is_cuda and _C.has_cuda):
-        raise EnvironmentFault(
-            f"{op}: tensors are on {like.device}, but this build of dpt_hpc has no kernels for it.\n"
-            "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
-        )
 
 
 def _check_arguments(op: str, graph: RadiusGraph, *arguments: tuple[str, Tensor, tuple[int, int]]) -> None:

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dpt_hpc import _C
-from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.ops import messages_cuda
 from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
-from dpt_hpc.ops.backends import Backend, plain_twins
+from dpt_hpc.ops.backends import Backend, plain_twins, refuse_other_devices
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
@@ -50,11 +49,7 @@ def cgconv(
             target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation
         )
         return twin
-    if target_features.device.type != "cpu" and not (target_features.is_cuda and _C.has_cuda):
-        raise EnvironmentFault(
-            f"cgconv: tensors are on {target_features.device}, but this build of dpt_hpc has no CUDA kernels.\n"
-            "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
-        )
+    refuse_other_devices("cgconv", target_features)
     cuda = _C if target_features.is_cuda else None
     return fused(target_features, source_features, edge_lengths, filter_weights, basis, graph, aggregation, cuda)
 
@@ -235,9 +230,10 @@ def _check_arguments(
                 f"cgconv: {name}: expected float32 or float64 as all its tensors, got {value.dtype} beside "
                 f"{target_features.dtype}."
             )
-        if value.device != target_features.device:
+        if not value.device == target_features.device == graph.edge_index.device:
             raise ValueError(
-                f"cgconv: {name}: expected the device of target_features, {target_features.device}, got {value.device}."
+                f"cgconv: {name}: expected the device of target_features and of the graph, {target_features.device} "
+                f"and {graph.edge_index.device}, got {value.device}."
             )
     if aggregation not in ("mean", "sum"):
         raise ValueError(f"cgconv: aggregation: expected mean or sum, got {aggregation!r}.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpt_hpc.ops.kept import captures
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
@@ -80,15 +81,11 @@ def _table_chunks(
     kept = _kept.setdefault(graph, {})
     key = (basis, stream)
     known, version, orders = kept.get(key, (None, None, None))
-    if known is None or known() is not lengths or version != lengths._version or _captures(lengths):
+    if known is None or known() is not lengths or version != lengths._version or captures(lengths):
         orders = _by_interval(basis, lengths.detach(), intervals, chunk)
-        if not _captures(lengths):
+        if not captures(lengths):
             kept[key] = weakref.ref(lengths), lengths._version, orders
     return chunk, edges // chunk + min(edges, intervals), orders
-
-
-def _captures(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _by_interval(basis: RadialBasis, lengths: Tensor, intervals: int, chunk: int) -> dict[str, Tensor]:

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dpt_hpc import _C
-from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.ops import radial_messages_cuda
 from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
-from dpt_hpc.ops.backends import Backend, plain_twins
+from dpt_hpc.ops.backends import Backend, plain_twins, refuse_other_devices
 from dpt_hpc.ops.radial_taps import RadialTaps
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
@@ -86,11 +85,7 @@ def radial_messages(
             heads=heads,
         )
         return twin
-    if values.device.type != "cpu" and not (values.is_cuda and _C.has_cuda):
-        raise EnvironmentFault(
-            f"radial_messages: tensors are on {values.device}, but this build of dpt_hpc has no kernels for it.\n"
-            "Install it where nvcc is found (or with -C cmake.define.DPT_HPC_CUDA=ON), or use backend='reference'."
-        )
+    refuse_other_devices("radial_messages", values)
     return fused(
         values,
         taps,
@@ -311,9 +306,10 @@ def _check_arguments(
                 f"radial_messages: {name}: expected float32 or float64 as all its tensors, got {tensor.dtype} beside "
                 f"{values.dtype}."
             )
-        if tensor.device != values.device:
+        if not tensor.device == values.device == graph.edge_index.device:
             raise ValueError(
-                f"radial_messages: {name}: expected the device of values, {values.device}, got {tensor.device}."
+                f"radial_messages: {name}: expected the device of values and of the graph, {values.device} and "
+                f"{graph.edge_index.device}, got {tensor.device}."
             )
     if tuple(taps.first.shape) != (edges,) or taps.first.dtype != torch.int32 or taps.first.device != values.device:
         raise ValueError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from dpt_hpc.ops.kept import kept
 from dpt_hpc.ops.radial_basis import RadialBasis
 
 NEGLIGIBLE = {torch.float32: 1e-9, torch.float64: 1e-17}
@@ -18,9 +19,9 @@ NEGLIGIBLE = {torch.float32: 1e-9, torch.float64: 1e-17}
 class RadialTaps:
     """Of K radial functions, those that are not zero on each edge: a window of M neighbours in their numbering.
 
-    values (E,M): function first + m at edge e, zero where the edge has fewer than M · first (E,) int32,
-    first + M <= count · count: K · trainable: whether parameters stand behind the values; where none do, the kernels
-    skip the values' gradient after `inner_derivative`.
+    values (E,M): function first + m at edge e, zero where the edge has fewer than M · first (E,) int32, 0 <= first <=
+    count - M (the ops check it on a CPU; on a GPU they would have to wait) · count: K · trainable: whether parameters
+    stand behind the values; where none do, the kernels skip the values' gradient after `inner_derivative`.
     """
 
     values: Tensor
@@ -28,9 +29,12 @@ class RadialTaps:
     count: int
     trainable: bool = True
 
-    @cached_property
+    @property
     def by_first(self) -> tuple[Tensor, Tensor]:
         """(order (E,) int64, ptr (K+1,) int64): order[ptr[k]:ptr[k+1]] are the edges with first = k, ascending."""
+        return kept(self, "by_first", self.first, self._by_first)
+
+    def _by_first(self) -> tuple[Tensor, Tensor]:
         first, order = torch.sort(self.first, stable=True)
         borders = torch.arange(self.count + 1, dtype=torch.int32, device=first.device)
         return order, torch.searchsorted(first, borders)
@@ -78,7 +82,7 @@ def expnorm_taps(
         )
     x = torch.exp(-alpha * lengths)
     with torch.no_grad():
-        depth = -torch.tensor(NEGLIGIBLE[lengths.dtype], dtype=torch.float64).log().item()
+        depth = -math.log(NEGLIGIBLE[lengths.dtype])
         reach = torch.where(betas > 0, (depth / betas).sqrt(), torch.inf)
         inside = (~((x[:, None] - means).abs() > reach)).to(torch.uint8)  # NaN is inside
         first = inside.argmax(1)

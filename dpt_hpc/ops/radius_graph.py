@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.ops.backends import Backend, plain_twins
+from dpt_hpc.ops.kept import kept
 from dpt_hpc.ops.radius_fault import check_cells, check_offsets, fault_error
 from dpt_hpc.ops.radius_graph_cuda import edges_by_source, find_edges
 
@@ -38,9 +38,12 @@ class RadiusGraph:
     def num_atoms(self) -> int:
         return int(self.target_ptr.shape[0]) - 1
 
-    @cached_property
+    @property
     def by_source(self) -> tuple[Tensor, Tensor]:
         """(order (E,) int64, ptr (N+1,) int64): order[ptr[j]:ptr[j+1]] are the edges out of atom j, ascending."""
+        return kept(self, "by_source", self.edge_index, self._by_source)
+
+    def _by_source(self) -> tuple[Tensor, Tensor]:
         if self.edge_index.is_cuda and _C.has_cuda:
             with torch.cuda.device(self.edge_index.device):
                 return edges_by_source(_C.CudaRadiusGraph, self.edge_index[0], self.num_atoms)
