@@ -2,7 +2,6 @@
 
 python benchmarks/gpu.py measure FILE.json [--device cpu]   # radius graphs and training steps, on a CPU small ones
 python benchmarks/gpu.py small [--device cpu]               # every kernel once on small inputs, for the sanitizers
-python benchmarks/gpu.py merge FOLDER FILE.json             # the stages of gpu.sh and their results in one file
 """
 
 from __future__ import annotations

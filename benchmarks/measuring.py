@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import ROOT, commit, processor
 
-from dpt_hpc import _C
+from dpt_hpc import _C, __version__
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
+"""What is committed: measured on purpose, with --out."""
+OUTPUT = ROOT / "build" / "bench"
 
 KEPT_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "268435456"}
 """glibc keeps freed memory: page faults of large temporaries cost whoever makes them 1.3 to 2.7 times the work."""
@@ -45,10 +48,11 @@ def keep_heap() -> None:
 
 def facts() -> dict[str, Any]:
     """Date, machine and versions: what a number is worth nothing without."""
-    found = {"dpt-hpc": _version("dpt-hpc") or "not installed"}
+    found = {"dpt-hpc": _version("dpt-hpc") or __version__}
     found |= {name: v for name in PACKAGES if (v := _version(name))}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
         "command": " ".join(["python", Path(sys.argv[0]).name, *(Path(a).name for a in sys.argv[1:])]),
         "machine": processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -65,14 +69,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    """The processor's name, as Linux has it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
 
 
 def clock(threads: int) -> Callable[[], float]:

@@ -87,7 +87,8 @@ def step_tables(result: dict[str, Any]) -> list[str]:
 
 def gpu_tables(result: dict[str, Any]) -> list[str]:
     stages = ", ".join(f"{name} {stage['exit_status']}" for name, stage in result["stages"].items())
-    text = ["## On a GPU", "", *([provenance(result)] if "date" in result else []), f"Exit statuses: {stages}.", ""]
+    place = provenance(result) if "versions" in result else f"{result['machine']}; {result['date'][:10]}"
+    text = ["## On a GPU", "", place, f"Exit statuses: {stages}.", ""]
     table = [["radius graph", "million atoms/s", "million edges/s", "of the copy bandwidth"]]
     for name, m in result.get("radius_graph", {}).items():
         if "failed" in m:
