@@ -51,7 +51,7 @@ def test_the_faithful_preset_of_the_transformer_is_the_paper() -> None:
     assert sizes == (128, 8, 8, 50)
     assert (config.model.cutoff, config.model.max_neighbors, config.model.num_elements) == (8.0, 250, 100)
     assert (config.model.readout_hidden, config.model.readout_layers, config.model.pooling) == (128, 2, "add")
-    assert (config.model.filters, config.model.vector_norm, config.training.precision) == ("exact", None, "float32")
+    assert (config.model.filters, config.training.precision) == ("exact", "float32")
     assert (config.optimizer.learning_rate, config.schedule.min_learning_rate) == (2e-4, 1e-6)
     assert config.training.batch_size == 32
 

@@ -21,7 +21,6 @@ from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import Scaling, TorchMDET, TorchMDETOptions, build_model, predict
 from dpt_hpc.models.derivatives import build_graph, edge_vectors
 from dpt_hpc.models.radial import spline_coefficients, spline_interpolation
-from dpt_hpc.models.whitening import Whitening
 from dpt_hpc.quickstart import configs
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import load_card, load_model
@@ -146,11 +145,9 @@ def test_coefficients_of_splines_are_those_of_the_interpolation() -> None:
     assert torch.autograd.gradgradcheck(spline_coefficients, (few,))
 
 
-@pytest.mark.parametrize("whitened", [None, "whitened"])
-def test_vectors_turn_with_the_structure(whitened: str | None) -> None:
-    """What a vector head reads; under a reflection too, for vectors are polar."""
-    model = network(vector_norm=whitened)
-    assert (model.vector_norm is not None) == (whitened is not None)
+def test_vectors_turn_with_the_structure() -> None:
+    """What a vector head would read; under a reflection too, for vectors are polar."""
+    model = network()
     batch = batch_of([TRICLINIC])
     generator = torch.Generator().manual_seed(3)
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))[0]
@@ -181,29 +178,15 @@ def test_the_energy_reads_the_scalars_that_heads_read() -> None:
     torch.testing.assert_close(model.output(pooled)[:, 0], predict(model, batch).energy)
 
 
-def test_whitened_vectors_are_uncorrelated_and_can_be_differentiated_twice_everywhere() -> None:
-    generator = torch.Generator().manual_seed(0)
-    norm = Whitening(32).double()
-    vectors = torch.randn(5, 3, 32, dtype=torch.float64, generator=generator)
-    vectors[0] *= 1e-2
-    white = norm(vectors)
-    covariance = white @ white.transpose(1, 2) / 32
-    torch.testing.assert_close(covariance[1:], torch.eye(3, dtype=torch.float64).expand(4, 3, 3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(white.mean(2), torch.zeros(5, 3, dtype=torch.float64))
-    degenerate = torch.zeros(2, 3, 4, dtype=torch.float64)
-    degenerate[1, :, :3] = torch.eye(3)  # equal eigenvalues
-    few = Whitening(4, epsilon=1e-2).double()
-    inputs = (torch.cat([degenerate, vectors[1:2, :, :4]]).requires_grad_(),)
-    assert torch.autograd.gradcheck(few, inputs)
-    assert torch.autograd.gradgradcheck(few, inputs)
-
-
 def test_means_and_widths_start_as_published() -> None:
     model = TorchMDET(TorchMDETOptions())
-    nearest = float(torch.exp(torch.tensor(-5.0)))
     assert model.radial.alpha == 5 / 8
-    torch.testing.assert_close(model.radial.means, torch.linspace(nearest, 1, 50))
-    torch.testing.assert_close(model.radial.betas, torch.full((50,), (2 / 50 * (1 - nearest)) ** -2))
+    assert model.radial.means.shape == model.radial.betas.shape == (50,)
+    # From exp(-8) to 1 in 49 steps; (0.04 (1 - exp(-8)))^-2. As numbers, not by the formula that is tested.
+    some = model.radial.means[[0, 1, 2, 48, 49]]
+    expected = torch.tensor([0.00033546263, 0.02073677972, 0.04113809681, 0.97959868291, 1.0])
+    torch.testing.assert_close(some, expected)
+    torch.testing.assert_close(model.radial.betas, torch.full((50,), 625.41953958))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
 """TorchMD-Net's equivariant transformer (Thölke & De Fabritiis 2022) as the paper uses it (method.md, "TorchMD-Net").
 
-Scalars x (N,C) and vectors v (N,3,C) of every atom. No self edges, no cutoff on the vector messages, as published; the
-energy therefore jumps, by little, when a pair crosses the cutoff.
+Scalars x (N,C) and vectors v (N,3,C) of every atom. No cutoff on the vector messages, as published; the energy
+therefore jumps, by little, when a pair crosses the cutoff.
+
+An atom's edges to its own periodic images are edges like any other, its edge to itself (length zero) does not exist.
+TorchMD-Net's code has that self loop; the paper's code for crystals has not, and attends as we do. Its neighbour
+embedding however drops all edges whose ends have the same index, meant for self loops, and with them the images: there
+we keep them, because the energy of a crystal must not depend on the size of the cell that describes it.
 """
 
 from __future__ import annotations
@@ -17,7 +22,6 @@ from torch.nn import functional
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.exp_normal import EdgeGeometry, ExpNormal
 from dpt_hpc.models.precision import Linear
-from dpt_hpc.models.whitening import Whitening
 from dpt_hpc.ops import Backend, RadiusGraph, radial_messages
 
 AnyLinear = TypeVar("AnyLinear", bound=nn.Linear)
@@ -53,7 +57,6 @@ class TorchMDETOptions:
     readout_hidden: width of the read-out
     readout_layers: hidden layers of the read-out
     pooling: sum or mean of the atoms of a structure
-    vector_norm: whitened makes the vectors that a head reads uncorrelated and of size one; null leaves them alone
     filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
     table_knots: intervals of that table
     backend: of the messages: native is the fused kernels, reference and pyg are plain twins (dpt_hpc.ops.backends)
@@ -73,7 +76,6 @@ class TorchMDETOptions:
     readout_hidden: int = 128
     readout_layers: int = 2
     pooling: Literal["add", "mean"] = "add"
-    vector_norm: Literal["whitened"] | None = None
     filters: Literal["exact", "table"] = "exact"
     table_knots: int = 512
     backend: Backend = "native"
@@ -185,16 +187,15 @@ class TorchMDET(EnergyModel):
         self.neighbors = NeighborEmbedding(options)
         self.layers = nn.ModuleList(Attention(options) for _ in range(options.layers))
         self.norm = nn.LayerNorm(options.hidden)
-        self.vector_norm = Whitening(options.hidden) if options.vector_norm == "whitened" else None
         widths = [options.hidden] + [options.readout_hidden] * options.readout_layers
         self.readout = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(widths[-1], 1)
 
     def features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> tuple[Tensor, Tensor]:
-        """Scalars (N,C) and vectors (N,3,C) of the atoms: what heads read. Arguments as in `forward`."""
+        """Scalars (N,C) and vectors (N,3,C) of the atoms: what a head would read. Arguments as in `forward`."""
         x, vectors = self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=True)
         assert vectors is not None
-        return x, vectors if self.vector_norm is None else self.vector_norm(vectors)
+        return x, vectors
 
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:
         x, _ = self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=False)
