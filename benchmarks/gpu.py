@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ from crystals import SAMPLE, fcc_box, labelled, read_json, silicon
 from cuda_events import median_seconds
 from measuring import facts, reset_peak, resident, write
 from neighbor_peers import flat
-from roofline import graph_work, machine_rates, seconds_per_edge, step_work
+from roofline import Work, graph_work, machine_rates, seconds_per_edge, step_work
 from training import MODELS, NATIVE, TrainingStep, build
 
 from dpt_hpc.models.derivatives import build_graph
-from dpt_hpc.ops import edge_product, gather_aggregate, radius_graph
+from dpt_hpc.ops import edge_product, gather_aggregate, radius_graph, radius_graph_cuda
 from dpt_hpc.structure import Batch, Structure
 
 REPEATS = 20
 PUBLISHED = {"512 x 64 atoms": 152.0, "512 x 128 atoms": 188.0}
 """Million atoms/s of nvalchemi-toolkit-ops on an H100 at 5 Å, with buffers and image tables prepared beforehand."""
+LEFT_OUT = {
+    "training steps of reference and pyg": "slower than plain, and the time is short; benchmarks/training_step.py has "
+    "them on a CPU",
+    "neighbour lists of other packages on the GPU": "only torch and numpy are assumed to be there",
+}
 
 
 def graph_sets(small: bool) -> dict[str, tuple[list[Structure], float, int | None]]:
@@ -44,8 +50,13 @@ def graph_sets(small: bool) -> dict[str, tuple[list[Structure], float, int | Non
     }
 
 
+def of_limit(work: Work, rates: dict[str, Any], edges: int, seconds: float) -> float | None:
+    """The fraction of the machine's limit that is reached; none if its rates could not be measured."""
+    return None if "failed" in rates else seconds_per_edge(work, rates) * edges / seconds
+
+
 def measure_graph(
-    structures: list[Structure], cutoff: float, nearest: int | None, device: str, rates: dict[str, float]
+    structures: list[Structure], cutoff: float, nearest: int | None, device: str, rates: dict[str, Any]
 ) -> dict[str, Any]:
     batch = flat(structures, device)
     edges = radius_graph(*batch, cutoff, nearest).num_edges
@@ -56,7 +67,7 @@ def measure_graph(
         "milliseconds": seconds * 1e3,
         "million_atoms_per_second": len(batch[0]) / seconds / 1e6,
         "million_edges_per_second": edges / seconds / 1e6,
-        "fraction_of_copy_bandwidth": seconds_per_edge(graph_work(), rates) * edges / seconds,
+        "fraction_of_copy_bandwidth": of_limit(graph_work(), rates, edges, seconds),
     }
 
 
@@ -67,7 +78,7 @@ def training_batch(model: str, small: bool) -> Batch:
     return Batch.from_structures([labelled(s) for s in crystals[:count]])
 
 
-def measure_step(model: str, implementation: str, small: bool, device: str, rates: dict[str, float]) -> dict[str, Any]:
+def measure_step(model: str, implementation: str, small: bool, device: str, rates: dict[str, Any]) -> dict[str, Any]:
     network = build(model, implementation).to(device)
     batch = training_batch(model, small)
     edges = build_graph(network, batch).num_edges
@@ -84,6 +95,7 @@ def measure_step(model: str, implementation: str, small: bool, device: str, rate
         loss = float(step(batch))
         peak = torch.cuda.max_memory_allocated() - before
     work = step_work(model, "table" if implementation == "table" else "exact", edges / batch.num_atoms)
+    by_flops = "failed" not in rates and work.flops / rates["gemm_flops"] > work.bytes / rates["copy_bytes"]
     return {
         "structures": batch.num_structures,
         "atoms": batch.num_atoms,
@@ -92,8 +104,8 @@ def measure_step(model: str, implementation: str, small: bool, device: str, rate
         "structures_per_second": batch.num_structures / seconds,
         "nanoseconds_per_edge": seconds / edges * 1e9,
         "peak_bytes_per_edge": peak / edges,
-        "fraction_of_limit": seconds_per_edge(work, rates) * edges / seconds,
-        "limited_by": "FLOP" if work.flops / rates["gemm_flops"] > work.bytes / rates["copy_bytes"] else "bytes",
+        "fraction_of_limit": of_limit(work, rates, edges, seconds),
+        "limited_by": "FLOP" if by_flops else "bytes",
         "loss": loss,
     }
 
@@ -116,7 +128,8 @@ def measure(out: Path, device: str) -> None:
         **facts(),
         "what": "CUDA events around each call, medians; set-up, allocation and synchronisation are inside the timing",
         "device": device,
-        "rates": machine_rates(device),
+        "rates": attempt("rates", lambda: machine_rates(device)),
+        "left_out": LEFT_OUT,
         "published_million_atoms_per_second": PUBLISHED,
         "radius_graph": {},
         "training_step": {},
@@ -133,27 +146,29 @@ def measure(out: Path, device: str) -> None:
 
 
 def small_inputs(device: str) -> None:
-    """Every kernel on two small cells, results compared with the CPU's; exits with 1 where they differ."""
+    """Every kernel on two small cells, in both precisions, results compared with the CPU's; exits with 1 where they
+    differ."""
     crystals = [labelled(s) for s in read_json(SAMPLE) if s.num_atoms <= 4][:2]
     worst = 0.0
-    for cutoff, nearest in ((5.0, None), (5.0, 7)):
-        graphs = [radius_graph(*flat(crystals, where), cutoff, nearest) for where in ("cpu", device)]
-        assert torch.equal(graphs[0].edge_index, graphs[1].edge_index.cpu()), "radius_graph differs"
-    for model in MODELS:
-        for implementation in NATIVE:
-            losses = []
-            for where in ("cpu", device):
-                network = build(model, implementation).to(where)
-                network.cutoff, network.max_neighbors = 4.0, 9  # small
-                losses.append(float(TrainingStep(network)(Batch.from_structures(crystals).to(where))))
-            print(
-                f"{model}, {implementation}: loss {losses[0]:.6f} on the CPU, {losses[1]:.6f} on {device}", flush=True
-            )
-            worst = max(worst, abs(losses[1] / losses[0] - 1))
+    for cell_list_atoms in (radius_graph_cuda.CELL_LIST_ATOMS, 0):  # 0: the cell list, which is for large structures
+        radius_graph_cuda.CELL_LIST_ATOMS = cell_list_atoms
+        for nearest in (None, 7):
+            graphs = [radius_graph(*flat(crystals, where), 5.0, nearest) for where in ("cpu", device)]
+            assert torch.equal(graphs[0].edge_index, graphs[1].edge_index.cpu()), "radius_graph differs"
+    for model, implementation, dtype in product(MODELS, NATIVE, (torch.float32, torch.float64)):
+        losses = []
+        for where in ("cpu", device):
+            network = build(model, implementation).to(where, dtype)
+            network.cutoff, network.max_neighbors = 4.0, 9  # small
+            losses.append(float(TrainingStep(network)(Batch.from_structures(crystals, dtype).to(where))))
+        what = f"{model}, {implementation}, {dtype}"
+        print(f"{what}: loss {losses[0]:.6f} on the CPU, {losses[1]:.6f} on {device}", flush=True)
+        worst = max(worst, abs(losses[1] / losses[0] - 1))
     graph = radius_graph(*flat(crystals, device), 4.0)
-    features = torch.randn(graph.num_atoms, 20, device=device, requires_grad=True)
-    weights = edge_product(features, features, graph)
-    gather_aggregate(weights, features, graph).sum().backward()
+    for dtype in (torch.float32, torch.float64):
+        features = torch.randn(graph.num_atoms, 20, device=device, dtype=dtype, requires_grad=True)
+        weights = edge_product(features, features, graph)
+        gather_aggregate(weights, features, graph).sum().backward()
     if worst > 1e-4:
         sys.exit(f"a loss differs from the CPU's by {worst:.1e} of it")
 

@@ -85,6 +85,10 @@ def step_tables(result: dict[str, Any]) -> list[str]:
     return [*text, *lines_of(table), ""]
 
 
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
 def gpu_tables(result: dict[str, Any]) -> list[str]:
     stages = ", ".join(f"{name} {stage['exit_status']}" for name, stage in result["stages"].items())
     place = provenance(result) if "versions" in result else f"{result['machine']}; {result['date'][:10]}"
@@ -95,7 +99,7 @@ def gpu_tables(result: dict[str, Any]) -> list[str]:
             table.append([name, m["failed"], "", ""])
             continue
         atoms, edges = f"{m['million_atoms_per_second']:.1f}", f"{m['million_edges_per_second']:.0f}"
-        table.append([name, atoms, edges, f"{m['fraction_of_copy_bandwidth']:.0%}"])
+        table.append([name, atoms, edges, share(m["fraction_of_copy_bandwidth"])])
     steps = [["training step", "structures/s", "ns/edge", "peak bytes/edge", "of the limit"]]
     for name, m in result.get("training_step", {}).items():
         if "failed" in m:
@@ -103,7 +107,7 @@ def gpu_tables(result: dict[str, Any]) -> list[str]:
             continue
         speed = [f"{m['structures_per_second']:.0f}", f"{m['nanoseconds_per_edge']:.1f}"]
         steps.append(
-            [name, *speed, f"{m['peak_bytes_per_edge']:.0f}", f"{m['fraction_of_limit']:.0%} ({m['limited_by']})"]
+            [name, *speed, f"{m['peak_bytes_per_edge']:.0f}", f"{share(m['fraction_of_limit'])} ({m['limited_by']})"]
         )
     return [*text, *lines_of(table), "", *lines_of(steps), ""]
 

@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import os
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -184,6 +185,14 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         radius_graph(*batch_of(MIXED), 3.0, backend="pyg")
     with pytest.raises(EnvironmentFault, match=r"needs torch-scatter.*\n.*pip install .*'dpt-hpc\[pyg\]'"):
         predict(build_model(CGCNNOptions(backend="pyg")).double(), batch)
+
+
+def test_an_extra_that_was_built_for_another_torch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch_cluster.py").write_text("raise OSError('libtorch_cpu.so: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_cluster", raising=False)
+    with pytest.raises(EnvironmentFault, match=r"needs torch-cluster.*undefined symbol.*built for another torch"):
+        radius_graph(*batch_of(MIXED), 3.0, backend="pyg")
 
 
 def test_an_unknown_backend_is_refused() -> None:

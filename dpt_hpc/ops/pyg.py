@@ -152,10 +152,11 @@ def _sum_rows(index: Tensor, rows: Tensor, count: int) -> Tensor:
 def _module(name: str) -> ModuleType:
     try:
         return import_module(name)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: PyTorch cannot load its library
         package = name.replace("_", "-")
+        built = "" if isinstance(error, ModuleNotFoundError) else " It is there, but was built for another torch."
         raise EnvironmentFault(
-            f"The backend 'pyg' needs {package}, which Python cannot import ({error}).\n"
+            f"The backend 'pyg' needs {package}, which Python cannot import ({error}).{built}\n"
             "Install the extra beside the torch that is here: pip install --no-build-isolation 'dpt-hpc[pyg]'\n"
             "(it compiles for a quarter of an hour), or use the backend 'native', which is faster, or 'reference'."
         ) from error
