@@ -1,8 +1,11 @@
 """Neighbour lists of other packages, each called as its documentation says, from the same arrays.
 
 A peer takes (structures, cutoff, threads) once and gives a function that makes the lists and returns the number of
-directed edges. Converting the structures into the peer's own types is not timed. Peers that are not installed are left
-out; `make bench` installs those of the dependency group `peers`.
+directed edges. Converting the structures into the peer's own types is not timed. Peers that are not installed are named
+as left out; `make bench` installs those of the dependency group `peers`.
+
+torch-cluster knows no periodic images: what is timed is our backend `pyg`, which makes them, searches with it,
+and checks and sorts what it finds.
 """
 
 from __future__ import annotations
@@ -106,10 +109,15 @@ PEERS: dict[str, tuple[str, Peer]] = {
     "vesin": ("vesin", vesin),
     "nvalchemi, naive": ("nvalchemiops", nvalchemi("batch_naive")),
     "nvalchemi, cell list": ("nvalchemiops", nvalchemi("batch_cell_list")),
-    "torch-cluster over images": ("torch_cluster", torch_cluster),
+    "our backend pyg (torch-cluster)": ("torch_cluster", torch_cluster),
 }
 """Name, the module that must be there, and how it is called."""
 
 
 def installed() -> dict[str, Peer]:
     return {name: peer for name, (module, peer) in PEERS.items() if find_spec(module)}
+
+
+def left_out() -> dict[str, str]:
+    """The others, and why."""
+    return {name: f"{module} is not installed" for name, (module, _) in PEERS.items() if not find_spec(module)}

@@ -55,6 +55,7 @@ def graph_tables(result: dict[str, Any]) -> list[str]:
             f"- {set_name}, {m['cutoff']:g} Å: {n} lists {k} edges, not {m['edges']}" for n, k in inexact.items()
         ]
         remarks += [f"- {set_name}, {m['cutoff']:g} Å: {n}: {why}" for n, why in m["failed"].items()]
+    remarks += [f"- {name}: left out, {why}" for name, why in result.get("left_out", {}).items()]
     return [*text, *lines_of(table), "", *dict.fromkeys(remarks), ""]
 
 

@@ -12,6 +12,7 @@ more than --memory is left out, and the result says so.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from crystals import DATA, LARGE, benchmark_sets
-from measuring import KEPT_HEAP, RESULTS, clock, facts, reset_peak, resident, write
+from measuring import KEPT_HEAP, OUTPUT, clock, facts, reset_peak, resident, write
 from roofline import machine_rates, seconds_per_edge, step_work
 from training import IMPLEMENTATIONS, MODELS, NATIVE, TrainingStep, batch_within, build
 
@@ -97,13 +98,15 @@ class Worker:
 
     def step(self) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # of one that has died: answer() tells
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -124,8 +127,13 @@ def measure(model: str, implementations: list[str], batch: Batch, edges: int, th
                 left_out[name] = str(error)
         samples: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
         for _ in range(repeats):
-            for name, worker in workers.items():
-                samples[name].append(worker.step())
+            for name, worker in list(workers.items()):
+                try:
+                    samples[name].append(worker.step())
+                except RuntimeError as error:  # the others go on
+                    left_out[name] = str(error)
+                    workers.pop(name).close()
+                    del samples[name]
         for worker in workers.values():
             worker.close()
     results = {}
@@ -175,7 +183,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--edges", type=int, help="of a batch, at most; by default as many as fit")
     parser.add_argument("--memory", type=float, default=3.0, help="GB that one implementation may need")
-    parser.add_argument("--out", type=Path, default=RESULTS / "training_step.json")
+    parser.add_argument("--out", type=Path, default=OUTPUT / "training_step.json")
     parser.add_argument("--worker", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
