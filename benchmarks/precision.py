@@ -10,14 +10,12 @@ loss 1:500:500 over these structures in all weights; its difference is relative,
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import facts, write
 from torch import Tensor
 
 from dpt_hpc.data.shards import Dataset
@@ -33,15 +31,17 @@ def evaluate(model: EnergyModel, batches: list[Batch]) -> tuple[dict[str, Tensor
     """Predictions and labels in eV, Å, per atom for energies, and the gradient of the loss."""
     found: dict[str, list[Tensor]] = {label: [] for label in UNITS}
     labels: dict[str, list[Tensor]] = {label: [] for label in UNITS}
+    structures = sum(len(batch.energy) for batch in batches)
+    atoms_in_all = sum(len(batch.forces) for batch in batches)
     model.train()
     model.zero_grad()
     for batch in batches:
         p = predict(model, batch)
         assert p.forces is not None
         assert p.stress is not None
-        loss = (p.energy - batch.energy).abs().sum() / len(batches) / BATCH
-        loss = loss + 500 * (p.forces - batch.forces).abs().mean() / len(batches)
-        loss = loss + 500 * (p.stress - batch.stress).abs().mean() / len(batches)
+        loss = (p.energy - batch.energy).abs().sum() / structures
+        loss = loss + 500 * (p.forces - batch.forces).abs().sum() / (3 * atoms_in_all)
+        loss = loss + 500 * (p.stress - batch.stress).abs().sum() / (9 * structures)
         loss.backward()
         atoms = batch.atoms_per_structure
         for label, value, true in (
@@ -81,10 +81,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         results[precision]["gradient"] = float((gradient - truth[2]).norm() / truth[2].norm())
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine(),
+        **facts(),
+        "device": arguments.device,
+        "checkpoint": arguments.checkpoint.name,
+        "dataset": arguments.dataset.name,
         "network": load_card(arguments.checkpoint).options.name,
         "structures": len(indices),
         "atoms": int(dataset.num_atoms[indices].sum()),
@@ -102,7 +102,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     results = measure(arguments)
-    print(f"{results['network']}, {results['structures']} structures, {results['atoms']} atoms, {results['device']}")
+    where = results["gpu"] if arguments.device == "cuda" else results["machine"]
+    print(f"{results['network']}, {results['structures']} structures, {results['atoms']} atoms, {where}")
     columns = [f"{label}, {unit}: difference (largest) · error" for label, unit in UNITS.items()]
     print("| products in | " + " | ".join(columns) + " | weight gradient, relative |")
     print("|---" * (len(columns) + 2) + "|")
@@ -113,7 +114,7 @@ def main() -> None:
         ]
         print(f"| {precision} | " + " | ".join(cells) + f" | {values['gradient']:.1e} |")
     if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        write(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ def test_without_a_name_the_network_is_cgcnn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("model=torchmd_et", r"model: a group of options, got 'torchmd_et'; did you mean model\.name=torchmd_et\?"),
+        ("model=et", r"got 'et'; did you mean model\.name=cgcnn or model\.name=torchmd_et\?"),
+        ("objective=derivatives", r"objective: .*; did you mean objective\.kind=derivatives\?"),
         ("training.epoch=3", r"training\.epoch: unknown option; did you mean training\.epochs\?"),
         ("trainig.epochs=3", r"trainig: unknown option; did you mean training\?"),
         ("model.cutof=3", r"model\.cutof: unknown option; did you mean model\.cutoff\?"),

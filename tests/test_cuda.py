@@ -11,18 +11,22 @@ from functools import partial
 import pytest
 import torch
 from message_cases import GAUSSIANS, GRAPHS, SPLINES, inputs
+from networks import NETWORKS
 from systems import FCC, NASTY, batch_of, random_system, supercell
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional
 
 from dpt_hpc import _C
-from dpt_hpc.models import CGCNNOptions, build_model, predict
+from dpt_hpc.models import build_model, predict
 from dpt_hpc.ops import (
+    Precision,
     RadialTaps,
     RadiusGraph,
     cgconv,
     edge_product,
     gather_aggregate,
+    linear,
     radial_messages,
     radius_graph,
     radius_graph_cuda,
@@ -214,11 +218,11 @@ def test_in_a_cuda_graph(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("filters", ["exact", "table"])
-def test_a_network_and_its_training_gradient(filters: str) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_and_its_training_gradient(name: str) -> None:
     """Energy, forces, stress and the gradient of a loss on them equal the CPU's."""
     torch.manual_seed(0)
-    model = build_model(CGCNNOptions(cutoff=5.0, filters=filters)).double()
+    model = build_model(NETWORKS[name]).double()
     structures = [
         Structure(s.positions, s.cell, s.pbc, torch.full((s.num_atoms,), 29))
         for s in (supercell(FCC, 3.6, 1, rattle=0.1), NASTY["triclinic, smaller than the cutoff"])
@@ -236,3 +240,12 @@ def test_a_network_and_its_training_gradient(filters: str) -> None:
         results.append([t.detach().cpu() for t in (p.energy, p.forces, p.stress, *gradients)])
     for mine, theirs in zip(*results, strict=True):
         assert (mine - theirs).abs().max() <= 1e-9 * theirs.abs().max()
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("bf16", 2.0**-8), ("tf32", 2.0**-11)])
+def test_narrow_products_are_rounded_once(precision: Precision, rounding: float) -> None:
+    x, weight, bias = (_normal(*shape).detach().float().cuda() for shape in ((12, 20), (7, 20), (7,)))
+    y, exact = linear(x, weight, bias, precision), functional.linear(x, weight, bias)
+    assert y.dtype == torch.float32
+    size = functional.linear(x.abs(), weight.abs())
+    assert 0 < float(((y - exact).abs() / size).max()) < 2 * rounding

@@ -108,8 +108,9 @@ class TrainingOptions(Options):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Exponential moving average of the weights; validation, best checkpoint and export then use the average."""
     precision: Literal["float32", "float64", "bf16", "tf32"] = "float32"
-    """bf16, tf32 (GPU only): float32, but the node-wise matrix products in that format. Weights, gradients, geometry,
-    messages, sums and energies stay in float32."""
+    """bf16, tf32 (GPU only): float32, but the matrix products of the layers' rows of atoms and of the read-out's hidden
+    layers round their factors to that format, and so do these products' derivatives. Weights, gradients, geometry,
+    filters, messages, sums, normalisation and the last map to the energy stay in float32."""
     evaluation_batch_size: int = Field(64, ge=1)
 
 
@@ -244,6 +245,12 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
         return f"{name}.{tag}: {given}; expected {' or '.join(_tags(_annotation(kind, location)))}."
     if error["type"] == "missing":
         return f"{name}: required, but not given."
+    if error["type"] == "model_attributes_type":
+        union = _annotation(kind, location)
+        key = "kind" if hasattr(_members(union)[0], "model_fields") else "name"
+        tags = [tag for tag in _tags(union) if tag == error["input"]] or _tags(union)
+        meant = " or ".join(f"{name}.{key}={tag}" for tag in tags)
+        return f"{name}: a group of options, got {error['input']!r}; did you mean {meant}?"
     message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}." if error["type"] == "value_error" else f"{name}: {message}; got {error['input']!r}."
 
