@@ -1,6 +1,8 @@
 // The radial messages on the CPU: packs the arrays by groups of channels, cuts the targets into chunks, runs
 // radial_messages_tile.h on them. Per edge only the wanted gradients are stored; everything else is
 // recomputed.
+#include <atomic>
+
 #include "ops.h"
 #include "radial_messages_tile.h"
 
@@ -63,12 +65,12 @@ struct Part {
   int64_t pitch;
 };
 
-// Node rows of several parts, (atoms + 1, groups, v, part, lane); the last atom is zero.
+// Node rows of several parts, (atoms + spare, groups, v, part, lane); the spare atoms are zero.
 template <class T, class Parts>
-Buffer<T> pack_nodes(const Packing& packing, int64_t atoms, const Parts& parts) {
+Buffer<T> pack_nodes(const Packing& packing, int64_t atoms, int64_t spare, const Parts& parts) {
   constexpr int64_t lanes = Simd<T>::kLanes;
   const int64_t count = static_cast<int64_t>(parts.size()), step = packing.vectors * count * lanes;
-  Buffer<T> to = allocate<T>((atoms + 1) * packing.groups * step, true);
+  Buffer<T> to = allocate<T>((atoms + spare) * packing.groups * step, true);
   for (int64_t p = 0; p < count; ++p)
     if (parts[p].from)
       packing.pack(parts[p].from, atoms, parts[p].pitch, to.get() + p * lanes, packing.groups * step, step,
@@ -119,6 +121,14 @@ void unpack_filters(const Packing& packing, const T* from, T* to, int64_t rows, 
     packing.unpack(from + p * lanes, rows, parts * C, to + p * C, row, vectors * rows * row, rows * row);
 }
 
+// Of whole vectors.
+template <class T>
+bool all_finite(const T* from, int64_t count) {
+  Vec<T> poison{};
+  for (int64_t k = 0; k < count; k += Simd<T>::kLanes) poison += load(from + k) * T(0);
+  return sum_lanes<T>(poison) == T(0);
+}
+
 // (blocks, count, row) -> (blocks, row, pitch)
 template <class T>
 Buffer<T> transpose(const T* from, int64_t blocks, int64_t count, int64_t row, int64_t pitch) {
@@ -161,11 +171,13 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   };
   const std::vector<Part<const T>> target_parts{{in.queries, C},    {in.grad_x, C},     axis(in.grad_v, 0),
                                                 axis(in.grad_v, 1), axis(in.grad_v, 2), {along.queries, C}};
-  const Buffer<T> targets = pack_nodes<T>(pack, n, target_parts);
-  const Buffer<T> sources = pack_nodes<T>(pack, n, source_parts(shape, in.keys, in.values, in.vectors));
+  const Buffer<T> targets = pack_nodes<T>(pack, n, num_threads, target_parts);
+  const Buffer<T> sources = pack_nodes<T>(pack, n, 1, source_parts(shape, in.keys, in.values, in.vectors));
   const Buffer<T> sources_t =
-      second ? pack_nodes<T>(pack, n, source_parts(shape, along.keys, along.values, along.vectors)) : nullptr;
-  const Buffer<T> results = allocate<T>((n + 1) * pack.groups * pack.vectors * kResultParts * lanes, true);
+      second ? pack_nodes<T>(pack, n, 1, source_parts(shape, along.keys, along.values, along.vectors))
+             : nullptr;
+  const Buffer<T> results =
+      allocate<T>((n + num_threads) * pack.groups * pack.vectors * kResultParts * lanes, true);
   const Buffer<T> weights = pack_filters(pack, in.weights, K, parts),
                   bias = pack_filters(pack, in.bias, 1, parts);
   const Buffer<T> weights_t = pack_filters(pack, along.weights, K, parts);
@@ -189,9 +201,11 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   group.target_pitch = pack.groups * target_step, group.source_pitch = pack.groups * source_step;
   group.result_pitch = pack.groups * result_step;
   const int64_t bias_step = pack.vectors * row, table_step = K * bias_step;
-  const MessageTask<T> task{graph,     shape,       in,          along,       out,        pack.groups,
-                            group,     target_step, source_step, result_step, table_step, bias_step * pitch,
-                            bias_step, row};
+  const MessageTask<T> task{graph,       shape,       in,
+                            along,       out,         pack.groups,
+                            group,       target_step, source_step,
+                            result_step, table_step,  bias_step * pitch,
+                            bias_step,   row,         all_finite(weights.get(), blocks * K * row)};
 
   const bool gradient = Which != Pass::kForward;
   const bool want_sources = gradient && (out.keys || out.values || out.vectors);
@@ -200,9 +214,10 @@ void run(const RadialMessageGraph& graph, const RadialMessageShape& shape, const
   sizes.spare_rows = 1;
   if (want_table && 16 * K > sizes.edges_per_chunk) sizes.edges_per_chunk = 16 * K;
   const RowKernel<T> row_kernel = kernel<T, Which>(shape);
+  std::atomic<int64_t> next_spare{n};
   const Totals<T> totals = run_chunks<T>(
       graph.target_ptr, graph.source, n, sizes, num_threads,
-      [&] { return Tile<T>(4 * kBlock<T> * pack.vectors); },
+      [&] { return Tile<T>(4 * kBlock<T> * pack.vectors, next_spare++); },
       [&](int64_t first, int64_t last, Tile<T>& tile, const Sums<T>& sums) {
         row_kernel(task, first, last, tile, sums);
       });

@@ -27,13 +27,14 @@ struct MessageTask {
   int64_t target_step, source_step, result_step;  // from group to group
   int64_t table_step, transposed_step, bias_step;
   int64_t row;  // numbers in a row of the filter weights
+  bool trim;    // zeros at the ends of windows are left out
 
   bool want_geometry() const { return out.envelope || out.directions; }
 };
 
 // Columns that the edges of a block share (SharedTaps).
 struct SharedWindow {
-  int64_t first, count, taps;         // the last: offset in Tile::shared
+  int64_t first, count, taps;         // the last: offset in Tile::taps
   int64_t all_first, all, gradients;  // the last: offset in Tile::to_taps
 };
 
@@ -44,10 +45,11 @@ struct Tile {
   std::vector<T> taps, taps_t;  // (edges,4), or (columns,EB) block by block
   std::vector<T> geometry, to_taps;
   std::vector<SharedWindow> windows;
-  Buffer<T> rows;  // Filters, r and rh: vectors
+  Buffer<T> rows;      // Filters, r and rh: vectors
+  int64_t spare_atom;  // whose row takes what the edges that fill up a strip add; no other thread's
 
-  explicit Tile(int64_t block_vectors)
-      : rows(allocate<T>((4 * kStrip + 2) * block_vectors * Simd<T>::kLanes)) {}
+  Tile(int64_t block_vectors, int64_t spare)
+      : rows(allocate<T>((4 * kStrip + 2) * block_vectors * Simd<T>::kLanes)), spare_atom(spare) {}
 };
 
 // Puts the edges [begin, end) in the order of their windows (stable).
@@ -78,8 +80,8 @@ void share_window(const MessageTask<T>& task, Tile<T>& tile, int64_t slot) {
     const auto empty = [&](int64_t m) {
       return taps[edge * M + m] == T(0) && !(taps_t && taps_t[edge * M + m] != T(0));
     };
-    while (low < high && empty(low)) ++low;
-    while (high > low && empty(high - 1)) --high;
+    while (task.trim && low < high && empty(low)) ++low;
+    while (task.trim && high > low && empty(high - 1)) --high;
     if (low == high) continue;
     w.first = first + low < w.first ? first + low : w.first;
     last = first + high > last ? first + high : last;
@@ -100,8 +102,8 @@ void share_window(const MessageTask<T>& task, Tile<T>& tile, int64_t slot) {
   tile.windows.push_back(w);
 }
 
-// Everything that the groups share. The last strip is filled up with edges between the packed arrays' last
-// atom, which is zero, and itself.
+// Everything that the groups share. The last strip is filled up with edges between spare atoms, whose rows
+// are zero.
 template <class T, bool Four, Pass Which>
 void fill_tile(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>& tile) {
   constexpr int64_t EB = kBlock<T>, strip = kStrip * EB;
@@ -111,8 +113,8 @@ void fill_tile(const MessageTask<T>& task, int64_t first, int64_t last, Tile<T>&
   tile.edge.resize(size);
   sort_edges(task, begin, begin + n, tile);
   for (size_t k = n; k < size; ++k) tile.edge[k] = tile.edge[n - 1];
-  tile.source.assign(size, graph.num_atoms * task.group.source_pitch),
-      tile.target.assign(size, graph.num_atoms);
+  tile.source.assign(size, graph.num_atoms * task.group.source_pitch);
+  tile.target.assign(size, tile.spare_atom);
   tile.base.resize(size);
   tile.envelope.assign(size, T(0)), tile.envelope_t.assign(size, T(0));
   tile.directions.assign(3 * size, T(0)), tile.directions_t.assign(3 * size, T(0));

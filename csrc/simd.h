@@ -202,8 +202,8 @@ DPT_INLINE Vec<T> absolute(Vec<T> x) {
 
 // sigmoid(g) and softplus(s), and all that their derivatives need, from two exponentials and one division.
 // Every quantity is a product of positive factors, so nothing cancels: sigmoid' = z r^2 keeps its relative
-// accuracy where sigmoid (1 - sigmoid) has none, and softplus = max(s, 0) + log1p(z) = max(s, 0) + 2 atanh(z
-// / (2 + z)).
+// accuracy where sigmoid (1 - sigmoid) has none, and
+// softplus = max(s, 0) + log1p(z) = max(s, 0) + 2 atanh(z / (2 + z)).
 template <class T>
 struct Gate {
   using V = Vec<T>;
@@ -230,16 +230,18 @@ struct Gate {
 };
 
 // silu(x) = x sigmoid(x) and its derivatives. Far below zero x counts as -kBound, where all are below
-// rounding.
+// rounding; -inf gives NaN, as inf * 0 does.
 template <class T>
 struct Silu {
   using V = Vec<T>;
   V x, sigmoid, rest;  // rest = 1 - sigmoid
 
-  explicit DPT_INLINE Silu(V value) : x(at_least<T>(value, -Simd<T>::kBound)) {
-    const V z = exponential<T>(x > Simd<T>::kBound ? broadcast<T>(-Simd<T>::kBound) : -x);
+  explicit DPT_INLINE Silu(V value) {
+    constexpr T bound = Simd<T>::kBound;
+    x = value < -bound ? value * T(0) - bound : value;
+    const V z = exponential<T>(x > bound ? broadcast<T>(-bound) : -x);
     sigmoid = T(1) / (z + T(1));
-    rest = z * sigmoid;
+    rest = x > bound ? V{} : z * sigmoid;
   }
   DPT_INLINE V value() const { return x * sigmoid; }
   DPT_INLINE V slope() const { return sigmoid + (sigmoid * rest) * x; }

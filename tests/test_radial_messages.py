@@ -229,6 +229,44 @@ def test_large_scores_do_not_overflow() -> None:
         assert_close(native, derivatives(graph, case, tensors, first, heads, backend="reference"), 1e-4)
 
 
+@pytest.mark.parametrize("case", ["equivariant transformer, table", "equivariant transformer, exact"])
+def test_extreme_and_broken_numbers(case: str) -> None:
+    """They reach the messages and, as numbers that are not finite, the first derivatives, as in the twin."""
+    graph = GRAPHS["mixed batch"]()
+    names = ("keys", "queries", "values", "taps", "vectors", "directions", "envelope", "bias")
+    for dtype, value in itertools.product((torch.float64, torch.float32), (-torch.inf, torch.inf, torch.nan, 1e25)):
+        for name in names if value != 1e25 else ("keys", "taps", "bias"):
+            tensors, first, heads = inputs(graph, CASES[case], dtype=dtype)
+            if name not in tensors:
+                continue
+            with torch.no_grad():
+                tensors[name].view(-1)[0] = value
+            results = []
+            for backend in ("native", "reference"):
+                x, v = call(graph, CASES[case], first, heads, backend=backend)(**tensors)
+                slopes = torch.autograd.grad(x.sum() + v.sum(), list(tensors.values()))
+                results.append(((x, v), slopes))
+            for native, twin in zip(results[0][0], results[1][0], strict=True):
+                finite = twin.isfinite()
+                assert torch.equal(native.isfinite(), finite), name
+                assert native[twin.isnan()].isnan().all(), name
+                torch.testing.assert_close(native[finite], twin[finite])
+            for of, native, twin in zip(tensors, results[0][1], results[1][1], strict=True):
+                if of != "weights":  # the twin's taps outside the windows are zeros, times NaN
+                    assert not bool((native.isfinite() & ~twin.isfinite()).any()), f"{name}: d {of}"
+
+
+@pytest.mark.parametrize("case", ["equivariant transformer, table", "equivariant transformer, exact"])
+def test_taps_of_zero_hide_no_broken_weights(case: str) -> None:
+    graph = GRAPHS["mixed batch"]()
+    tensors, first, heads = inputs(graph, CASES[case])
+    with torch.no_grad():
+        tensors["taps"].zero_()
+        tensors["weights"][first[0]] = torch.inf
+    x, _ = call(graph, CASES[case], first, heads)(**tensors)
+    assert x[graph.edge_index[1, 0]].isnan().all()
+
+
 def test_third_derivative_is_refused() -> None:
     graph, case = GRAPHS["mixed batch"](), CASES["neighbour embedding, table"]
     tensors, first, heads = inputs(graph, case)

@@ -51,9 +51,9 @@ def radial_messages(
     keys (N,C), both or none · vectors (N,3,C), directions (E,3), both or none · envelope (E,) or None · activation of
     the filters -> x (N,C), and (N,3,C) or None. All float32 or all float64.
     Differentiable twice with respect to all of these; a third derivative raises NotImplementedError. The bits do not
-    depend on the number of threads (torch.get_num_threads() are used). Rows of filter_weights are not read where all
-    taps are zero. After `inner_derivative` there is no gradient for directions, envelope and taps that are not
-    trainable.
+    depend on the number of threads (torch.get_num_threads() are used). Rows of filter_weights outside the window of an
+    edge have no part in its message, unless they are not finite: then, as 0 * inf, they may. After `inner_derivative`
+    there is no gradient for directions, envelope and taps that are not trainable.
 
     Under torch.compile this is a graph break. Errors: TypeError and ValueError for arguments of a wrong kind.
     """
