@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "first_error.h"
 #include "kept.h"
 
 namespace dpt {
@@ -86,17 +88,22 @@ Totals<T> run_chunks(const int64_t* target_ptr, const int64_t* source, int64_t n
   if (size.row) totals.by_source = allocate<T>((num_atoms + size.spare_rows) * size.row, true);
   if (size.table) totals.table = allocate<T>(size.table, true);
   [[maybe_unused]] const int threads = static_cast<int>(num_threads < chunks ? num_threads : chunks);
+  FirstError error;
 #pragma omp parallel num_threads(threads)
   {
-    auto scratch = make_scratch();
-    const Buffer<T> my_rows = size.row && chunks > 1
-                                  ? allocate<T>((num_atoms + size.spare_rows) * size.row, size.spare_rows > 0)
-                                  : nullptr;
-    const Buffer<T> my_table = size.table && chunks > 1 ? allocate<T>(size.table) : nullptr;
+    Buffer<T> my_rows, my_table;
+    std::optional<decltype(make_scratch())> scratch;  // empty where this thread got no memory
+    error.watch([&] {
+      if (size.row && chunks > 1)
+        my_rows = allocate<T>((num_atoms + size.spare_rows) * size.row, size.spare_rows > 0);
+      if (size.table && chunks > 1) my_table = allocate<T>(size.table);
+      scratch.emplace(make_scratch());
+    });
     const Sums<T> sums{my_rows ? my_rows.get() : totals.by_source.get(),
                        my_table ? my_table.get() : totals.table.get()};
 #pragma omp for ordered schedule(dynamic, 1)
     for (int64_t c = 0; c < chunks; ++c) {
+      if (!scratch) continue;
       // Sources that this chunk touches: its own structures, in a batch.
       int64_t low = num_atoms, high = 0;
       if (my_rows) {
@@ -109,7 +116,7 @@ Totals<T> run_chunks(const int64_t* target_ptr, const int64_t* source, int64_t n
                            static_cast<size_t>((high - low) * size.row) * sizeof(T));
       }
       if (my_table) __builtin_memset(my_table.get(), 0, static_cast<size_t>(size.table) * sizeof(T));
-      run(first[c], first[c + 1], scratch, sums);
+      error.watch([&] { run(first[c], first[c + 1], *scratch, sums); });
 #pragma omp ordered
       {
         if (my_rows)
@@ -119,6 +126,7 @@ Totals<T> run_chunks(const int64_t* target_ptr, const int64_t* source, int64_t n
       }
     }
   }
+  error.rethrow();
   return totals;
 }
 

@@ -35,7 +35,7 @@ class Kept {
 };
 
 // Blocks of memory, aligned for vectors. Those that were given back are kept up to a total; the oldest go
-// first.
+// first, and one beyond the total is not kept.
 class KeptMemory {
  public:
   static KeptMemory& all() {
@@ -45,6 +45,7 @@ class KeptMemory {
 
   // At least `bytes`; on return `bytes` is what the block holds.
   void* take(size_t& bytes) {
+    // Whole units, and more than none: a request for no bytes may give a null pointer, as a failure does.
     bytes = (bytes + kAlignment) / kAlignment * kAlignment;
     {
       const std::lock_guard<std::mutex> lock(guard_);
@@ -62,6 +63,10 @@ class KeptMemory {
     return place;
   }
   void give_back(void* place, size_t bytes) {
+    if (bytes > kMost) {
+      std::free(place);
+      return;
+    }
     const std::lock_guard<std::mutex> lock(guard_);
     blocks_.push_back({place, bytes});
     total_ += bytes;

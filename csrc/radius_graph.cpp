@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <exception>
-#include <mutex>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+#include "first_error.h"
 #include "image_atoms.h"
 #include "ops.h"
 
@@ -183,18 +182,12 @@ void search_task(const Input& input, const ImageAtoms* shared, Worker& worker,
 // Runs body(k) for k in [0, n) on so many threads, in no fixed order, and hands on the first exception.
 template <class Body>
 void parallel_for(int64_t n, int threads, const Body& body) {
-  std::exception_ptr error;
-  std::mutex guard;
+  FirstError error;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && n > 1)
   for (int64_t k = 0; k < n; ++k) {
-    try {
-      body(k);
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(guard);
-      if (!error) error = std::current_exception();
-    }
+    error.watch([&] { body(k); });
   }
-  if (error) std::rethrow_exception(error);
+  error.rethrow();
 }
 
 // Ask for huge pages for fresh memory about to be written: its page faults would take longer than the search.
