@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<T>) sum_sources(Task<T>
 }
 
 // Rows to the filters of the edges first_order[begin ..], into the workspace: (edges, nC) of gz, or of gz2
-// and, kMostEdges rows farther on, gz.
+// and, held_edges(num_edges) rows farther on, gz.
 template <class T, Pass P, bool Attention, bool Vectors>
 __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<T>)
     write_rows(Task<T> task, int64_t begin, int64_t edges) {

@@ -21,14 +21,14 @@ template <class T, int EB>
 struct BlockEdges {
   const int64_t *source, *target;      // (EB,), the former times source_pitch
   const T *directions, *directions_t;  // (EB,3)
-  T* geometry;                         // (4,EB), added to: to directions, to envelope; null where not
-                                       // wanted
+  // (4,EB), added to: to directions, to envelope; null where not wanted
+  T* geometry;
 };
 
 template <class T, bool Attention, bool Vectors>
 struct Parts {
-  static constexpr int kX = Attention, kOne = kX + 1,
-                       kTwo = kX + 2;  // of filters and sources; the key is 0
+  // Of filters and sources; the key is 0.
+  static constexpr int kX = Attention, kOne = kX + 1, kTwo = kX + 2;
   static constexpr int kFilters = Attention + 1 + 2 * Vectors;
   static constexpr int kVector = kFilters, kSource = kFilters + 3 * Vectors;
 };
@@ -37,8 +37,8 @@ struct Parts {
 template <class T>
 struct Strip {
   static constexpr int kEdges = kStrip * kBlock<T>;
-  alignas(64) T s[kEdges], st[kEdges], ab[kEdges],
-      ah[kEdges];  // st: tangent of s; ab: cotangent of a
+  // st: tangent of s; ab: cotangent of a
+  alignas(64) T s[kEdges], st[kEdges], ab[kEdges], ah[kEdges];
   alignas(64) T a[kEdges], at[kEdges], sb[kEdges], sh[kEdges];
   alignas(64) T fh[kEdges];  // to envelope
 };

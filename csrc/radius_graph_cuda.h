@@ -25,9 +25,9 @@ struct CudaRadiusGraph {
   uint64_t* masks;          // (N, 32) workspace
   int64_t* bins;  // (N,) out of prepare: the bin of each atom; those of a structure are in [first, last)
   const int64_t* bin_order;  // (N,) the atoms sorted by bin, stably; null without bins
-  const int64_t*
-      bin_ptr;      // (N+1,) bin b has the atoms bin_order[bin_ptr[b] : bin_ptr[b + 1]]; null without bins
-  int32_t* faults;  // (B,) out: RadiusFault::Kind; structures with one have no edges
+  // (N+1,) bin b has the atoms bin_order[bin_ptr[b] : bin_ptr[b + 1]]; null without bins
+  const int64_t* bin_ptr;
+  int32_t* faults;      // (B,) out: RadiusFault::Kind; structures with one have no edges
   int64_t* coincident;  // (N,) out: the lowest coincident source, or -1
   int64_t* counts;      // (N,) out: edges of each target within the cutoff
   int64_t* tallies;     // (5, N+1) zeros; out: column i+1 tells of target i

@@ -16,8 +16,8 @@ __device__ void warp_sort(T* data, int64_t n, const Less& less) {
     data[a] = second;
     data[b] = first;
   };
-  for (int block = 1; (int64_t(1) << (block - 1)) < n;
-       ++block) {  // sorted runs of 2^(block-1) become 2^block
+  // Sorted runs of 2^(block-1) become 2^block.
+  for (int block = 1; (int64_t(1) << (block - 1)) < n; ++block) {
     const int64_t half = int64_t(1) << (block - 1);
     const int64_t pairs = (n + 2 * half - 1) / (2 * half) * half;
     for (int64_t t = lane_id(); t < pairs; t += kWarp) {
