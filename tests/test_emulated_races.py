@@ -1,5 +1,5 @@
 """No two threads of a block touch one place in shared memory without a barrier: the thread sanitizer watches the CUDA
-kernels, each thread of CUDA being one of the operating system (tests/emulation/threads)."""
+kernels, each thread of CUDA being one of the operating system (tests/emulation/threads.h)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAMS = sorted(path.stem for path in THREADS.glob("*.cpp"))
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_races(name: str, tmp_path: Path) -> None:
     program = tmp_path / name
-    own = [f"-I{path}" for path in (ROOT / "csrc", THREADS)]
+    own = [f"-I{path}" for path in (ROOT / "csrc", EMULATION, THREADS)]
     command = [COMPILER, *FLAGS, *own, "-O1", "-fsanitize=thread", str(THREADS / f"{name}.cpp"), "-o", str(program)]
     subprocess.run(command, check=True)
     racy, clean = (

@@ -24,7 +24,7 @@ inline int race() {
   return 0;
 }
 
-constexpr int64_t kAtoms = 2, kNeighbors = 33, kEdges = kAtoms * kNeighbors;
+constexpr int64_t kAtoms = 2, kNeighbors = 10, kEdges = kAtoms * kNeighbors;
 
 template <class T>
 std::vector<T> numbers(int64_t count) {
