@@ -14,6 +14,7 @@ from torch.nn import functional
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.precision import Linear, NodeProducts
 from dpt_hpc.models.radial import gaussian_basis, tabulate
+from dpt_hpc.models.readout import Pooling, read_out
 from dpt_hpc.ops import Backend, RadialBasis, RadiusGraph, cgconv, linear
 
 LEAST = {
@@ -64,7 +65,7 @@ class CGCNNOptions:
     gaussian_width: float = 0.05
     readout_hidden: int = 150
     readout_layers: int = 3
-    pooling: Literal["add", "mean"] = "add"
+    pooling: Pooling = "add"
     filters: Literal["exact", "table"] = "exact"
     table_knots: int = 512
     backend: Backend = "native"
@@ -154,13 +155,4 @@ class CGCNN(EnergyModel):
         x = functional.silu(x)
         for convolution in self.convolutions:
             x = convolution(x, edge_lengths, self.basis, self.table, graph, self.options.backend)
-        counts = atom_ptr.diff()
-        structure = torch.repeat_interleave(
-            torch.arange(len(counts), device=x.device), counts, output_size=len(atomic_numbers)
-        )
-        pooled = torch.zeros(len(counts), x.shape[1], dtype=x.dtype, device=x.device).index_add(0, structure, x)
-        if self.options.pooling == "mean":
-            pooled = pooled / counts.clamp(min=1)[:, None].to(x.dtype)
-        for layer in self.readout:
-            pooled = functional.silu(layer(pooled))
-        return self.output(pooled)[:, 0]
+        return read_out(x, atom_ptr, self.options.pooling, self.readout, self.output)

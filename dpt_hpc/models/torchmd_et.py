@@ -17,11 +17,11 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.exp_normal import EdgeGeometry, ExpNormal
 from dpt_hpc.models.precision import Linear
+from dpt_hpc.models.readout import Pooling, read_out
 from dpt_hpc.ops import Backend, RadiusGraph, radial_messages
 
 AnyLinear = TypeVar("AnyLinear", bound=nn.Linear)
@@ -75,7 +75,7 @@ class TorchMDETOptions:
     radial: int = 50
     readout_hidden: int = 128
     readout_layers: int = 2
-    pooling: Literal["add", "mean"] = "add"
+    pooling: Pooling = "add"
     filters: Literal["exact", "table"] = "exact"
     table_knots: int = 512
     backend: Backend = "native"
@@ -199,16 +199,7 @@ class TorchMDET(EnergyModel):
 
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:
         x, _ = self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=False)
-        counts = atom_ptr.diff()
-        structure = torch.repeat_interleave(
-            torch.arange(len(counts), device=x.device), counts, output_size=len(atomic_numbers)
-        )
-        pooled = torch.zeros(len(counts), x.shape[1], dtype=x.dtype, device=x.device).index_add(0, structure, x)
-        if self.options.pooling == "mean":
-            pooled = pooled / counts.clamp(min=1)[:, None].to(x.dtype)
-        for layer in self.readout:
-            pooled = functional.silu(layer(pooled))
-        return self.output(pooled)[:, 0]
+        return read_out(x, atom_ptr, self.options.pooling, self.readout, self.output)
 
     def _layers(
         self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, *, vectors_are_read: bool
