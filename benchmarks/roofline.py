@@ -62,6 +62,18 @@ def gaussian_taps(count: int = 50, relative_width: float = 0.05, negligible: flo
     return min(float(count), 2 * reach)
 
 
+def expnorm_taps(count: int = 50, cutoff: float = 8.0, negligible: float = 1e-9) -> float:
+    """How many of the exp-normal functions are above `negligible` at 3/4 of the cutoff, the mean length of edges.
+
+    They are Gaussians of exp(-5 length / cutoff), a variable that is small there: the lower half of them is missing.
+    """
+    lowest = math.exp(-cutoff)
+    spacing, width = (1 - lowest) / (count - 1), 2 * (1 - lowest) / count
+    reach = math.sqrt(-math.log(negligible)) * width
+    below = min(math.exp(-5 * 0.75) - lowest, reach)
+    return 1 + (below + reach) / spacing
+
+
 def step_work(
     model: str, filters: str, neighbors: float, *, width: int = 4, hidden: int | None = None, layers: int | None = None
 ) -> Work:
@@ -75,7 +87,7 @@ def step_work(
         rows, elementwise, gemm = columns, float(columns * ELEMENTWISE[model]), 2 * channels * 2 * columns
     else:
         channels, layers = hidden or 128, layers or 8
-        columns, taps = 4 * channels, 4.0 if filters == "table" else 20.0
+        columns, taps = 4 * channels, 4.0 if filters == "table" else expnorm_taps()
         rows, elementwise = 9 * channels, float(channels * ELEMENTWISE[model])  # q, k, 3 v, 3 vectors, and the sums
         elementwise += 0 if filters == "table" else 3 * SILU * columns
         gemm = 2 * channels * (5 + 9 + 3) * channels  # q, k, 3 v; the vectors' projections; the output's
