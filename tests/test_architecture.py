@@ -17,10 +17,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dpt_hpc"
 
-BASE = {"errors", "structure"}
+BASE = {"errors", "structure", "stopwatch"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "structure": {"errors"},
+    "stopwatch": set(),
     "ops": BASE,
     "data": BASE,
     "models": BASE | {"ops"},

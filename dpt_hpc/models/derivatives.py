@@ -10,6 +10,7 @@ from torch import Tensor
 from dpt_hpc.errors import DataError
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.ops import RadiusGraph, inner_derivative, radius_graph
+from dpt_hpc.stopwatch import part
 from dpt_hpc.structure import Batch
 
 
@@ -44,7 +45,8 @@ def predict(model: EnergyModel, batch: Batch, *, forces: bool = True, stress: bo
 
     Raises DataError if stress is asked for a structure without a volume.
     """
-    graph = build_graph(model, batch)
+    with part("graph"):
+        graph = build_graph(model, batch)
     if not (forces or stress):
         vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
         return Prediction(model(batch.atomic_numbers, vectors, graph, batch.atom_ptr))

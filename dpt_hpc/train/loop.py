@@ -23,6 +23,7 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import DataError, DptError
 from dpt_hpc.models import EnergyModel
+from dpt_hpc.stopwatch import part
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import ModelCard, load_state, point, prune, save_checkpoint
 from dpt_hpc.train.config import RunConfig
@@ -162,7 +163,8 @@ class Trainer:
         """One optimiser step. Returns the sums of its errors over all ranks, and the gradient's norm."""
         engine, accumulation = self.engine, self.config.training.grad_accumulation
         parts = self.sampler.step(self.epoch, step_in_epoch, engine.world_size * accumulation)
-        mine = [self.data.batch(part) for part in parts[engine.rank :: engine.world_size]]
+        with part("data"):
+            mine = [self.data.batch(share) for share in parts[engine.rank :: engine.world_size]]
         counts: Counter[str] = Counter()
         for batch in mine:
             counts.update(self.objective.counts(batch))
@@ -170,12 +172,14 @@ class Trainer:
         total = zeros(self.objective)
         total["structures"] = sum(b.num_structures for b in mine)
         for i, batch in enumerate(mine):
-            with self.data.naming(batch):
+            with self.data.naming(batch), part("forward"):
                 loss, sums = engine.loss(batch, self.epoch, step_counts)
             total.update({k: float(v) for k, v in sums.items()})
-            engine.backward(loss, last=i == len(mine) - 1)
+            with part("backward"):
+                engine.backward(loss, last=i == len(mine) - 1)
         sums_of_step = engine.sum(total)
-        norm = engine.step()
+        with part("update"):
+            norm = engine.step()
         if not (math.isfinite(self.objective.loss_of(sums_of_step)) and math.isfinite(norm)):
             raise self._diverged(np.concatenate(parts), self.objective.loss_of(sums_of_step), norm)
         if self.average is not None:

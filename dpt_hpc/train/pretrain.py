@@ -7,15 +7,18 @@ from pathlib import Path
 import torch
 
 from dpt_hpc.data.shards import Dataset
-from dpt_hpc.models import build_model
+from dpt_hpc.data.split import Split
+from dpt_hpc.models import Scaling, build_model
 from dpt_hpc.train.config import PretrainConfig
 from dpt_hpc.train.parts import make_split
 from dpt_hpc.train.run import Run
 from dpt_hpc.train.world import World
 
 
-def pretrain(config: PretrainConfig, world: World, *, resume: bool = False, quiet: bool = False) -> Path:
-    """Run `config` to its end; returns the run directory.
+def prepare(
+    config: PretrainConfig, world: World, *, resume: bool = False, quiet: bool = False
+) -> tuple[Run, Dataset, Split, Scaling]:
+    """The run, its data and its network, before the first step. Writes nothing.
 
     Raises ConfigError if the directory holds another run, DataError if data and objective do not fit.
     """
@@ -23,5 +26,14 @@ def pretrain(config: PretrainConfig, world: World, *, resume: bool = False, quie
     dataset = Dataset.open(config.data.path)
     split = make_split(dataset, config.data.split, config.objective, config.seed)
     torch.manual_seed(config.seed)
-    run.train(dataset, split, build_model(config.model), sources={})
+    return run, dataset, split, build_model(config.model)
+
+
+def pretrain(config: PretrainConfig, world: World, *, resume: bool = False, quiet: bool = False) -> Path:
+    """Run `config` to its end; returns the run directory.
+
+    Raises ConfigError if the directory holds another run, DataError if data and objective do not fit.
+    """
+    run, dataset, split, model = prepare(config, world, resume=resume, quiet=quiet)
+    run.train(dataset, split, model, sources={})
     return run.run_dir

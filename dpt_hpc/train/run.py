@@ -60,10 +60,10 @@ class Run:
             return False
         return bool(json.loads(results.read_text())["epochs"] >= self.config.training.epochs)
 
-    def train(self, dataset: Dataset, split: Split, model: Scaling, sources: dict[str, Any]) -> None:
-        """Train `model`, evaluate the best weights, write predictions and results.
+    def trainer(self, dataset: Dataset, split: Split, model: Scaling, sources: dict[str, Any]) -> Trainer:
+        """Everything that trains `model`, standing where the run begins or goes on. Writes nothing.
 
-        sources: facts for run.json beside the dataset's; a resumed run refuses other ones.
+        sources: facts for run.json; a resumed run refuses other ones.
         """
         config = self.config
         check_elements(dataset, config.model.num_elements)
@@ -85,7 +85,6 @@ class Run:
         data = Data(dataset, split, target, dtype, torch.device("cpu"))
         if not self.resume:
             fit_scaling(model, config.objective, data)
-        sources = {"dataset": describe_data(dataset, config), **sources}
         if self.resume:
             check_same_sources(self.run_dir, sources)
         trained_on = {**sources, "objective": config.objective.model_dump(mode="json")}
@@ -103,6 +102,16 @@ class Run:
         trainer = Trainer(engine, data, config, self.seed, self.run_dir, card)
         if self.resume:
             trainer.resume(self.last, weights)
+        return trainer
+
+    def train(self, dataset: Dataset, split: Split, model: Scaling, sources: dict[str, Any]) -> None:
+        """Train `model`, evaluate the best weights, write predictions and results.
+
+        sources: facts for run.json beside the dataset's; a resumed run refuses other ones.
+        """
+        sources = {"dataset": describe_data(dataset, self.config), **sources}
+        trainer = self.trainer(dataset, split, model, sources)
+        engine = trainer.engine
         facts = {
             **describe_environment(),
             "started": _now(),
@@ -131,7 +140,7 @@ class Run:
             f"validate, test; {facts['parameters']} parameters; {facts['engine']} on {facts['device']}; "
             f"{self.world.source}" + (f"; resumed at step {trainer.step}" if self.resume else "")
         )
-        unseen = [SYMBOLS[z] for z in dataset.elements if z not in card.elements]
+        unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]
         if unseen:
             monitor.warn(f"elements outside the training part, which the network never sees: {', '.join(unseen)}")
         try:
