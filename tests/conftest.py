@@ -11,7 +11,8 @@ import pytest
 import torch
 from small_runs import Options, run, small_options
 
-from dpt_hpc.data.shards import Dataset, write_dataset
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.quickstart import PACKAGE
 
 # The tests are small: more threads gain nothing, and on a shared machine they wait for each other.

@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
 DOORS: dict[str, tuple[str, ...]] = {
     "ase": ("data/ingest/",),
     "pymatgen": ("data/ingest/",),
-    "h5py": ("data/shards.py",),
+    "h5py": ("data/shard_file.py",),
     "deepspeed": ("train/engine.py",),
     "mpi4py": ("train/world.py",),
     "matplotlib": ("report/",),
@@ -133,7 +133,7 @@ def test_a_crossed_layer_or_a_new_door_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("data/ingest/readers.py", "import ase.io"),
-        ("data/shards.py", "import h5py\nfrom dpt_hpc.structure import Batch"),
+        ("data/shard_file.py", "import h5py\nfrom dpt_hpc.structure import Batch"),
         ("ops/graph.py", "from dpt_hpc import _C"),
         ("train/engine.py", "def start():\n    import deepspeed"),
         ("models/cgcnn.py", "import torch\nfrom .radial import gaussian_basis\nfrom ..ops import cgconv"),

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from small_runs import Options, finetune_options
 
-from dpt_hpc.data.shards import Dataset, write_dataset
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import build_model
 from dpt_hpc.train.checkpoint import find_checkpoint, load_weights

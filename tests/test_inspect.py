@@ -11,7 +11,8 @@ from rich.console import Console
 
 from dpt_hpc.data.ingest import IngestOptions, ingest
 from dpt_hpc.data.inspect import bars, inspect_dataset, render_summary
-from dpt_hpc.data.shards import Dataset, write_dataset
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import DataError
 from dpt_hpc.quickstart import PACKAGE
 

@@ -18,7 +18,8 @@ import torch
 import yaml
 from small_runs import FALLING, Options, of_steps, records, run, same_weights, small_options
 
-from dpt_hpc.data.shards import Dataset, write_dataset
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train import checkpoint
 from dpt_hpc.train.checkpoint import find_checkpoint, load_weights

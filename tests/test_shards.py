@@ -17,8 +17,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpt_hpc.data.shards import Dataset, write_dataset
+from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.statistics import estimate_edges
+from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import DataError, EnvironmentFault
 from dpt_hpc.structure import Batch, Structure
 
@@ -272,7 +273,7 @@ def test_output_directories(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time, torch
-from dpt_hpc.data.shards import write_dataset
+from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.structure import Structure
 eye = torch.eye(3, dtype=torch.float64)
 def endless():

@@ -12,7 +12,8 @@ import pytest
 import torch
 from small_runs import Options, of_steps, records, run, same_weights
 
-from dpt_hpc.data.shards import Dataset, write_dataset
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import DataError
 from dpt_hpc.models import EnergyModel, predict
 from dpt_hpc.structure import Batch, Structure

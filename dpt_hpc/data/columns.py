@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ LABELS = ("energy", "forces", "stress")
 
 
 def flat_columns(block: Sequence[Structure], dtype: str) -> dict[str, Array]:
-    """The arrays of a shard by name, as `dpt_hpc.data.shards` lists them; dtype: of positions, forces and stress."""
+    """The arrays of a shard by name, as `data.shard_file` lists them; dtype: of positions, forces and stress."""
     count = [s.num_atoms for s in block]
     columns: dict[str, Array] = {
         "atom_ptr": np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
@@ -45,14 +45,3 @@ def flat_columns(block: Sequence[Structure], dtype: str) -> dict[str, Array]:
         columns[f"properties/{name}"] = np.array([s.properties.get(name, 0.0) for s in block], dtype=np.float64)
         columns[f"properties/has_{name}"] = np.array([name in s.properties for s in block])
     return columns
-
-
-def join_column(shards: Sequence[Mapping[str, Array]], name: str) -> Array:
-    """One column over all shards; zeros (False) for a shard that has not got it."""
-    model = next(shard[name] for shard in shards if name in shard)
-    parts = []
-    for shard in shards:
-        per_atom = name == "forces"
-        rows = len(shard["atomic_numbers"]) if per_atom else len(shard["cell"])
-        parts.append(shard[name] if name in shard else np.zeros((rows, *model.shape[1:]), dtype=model.dtype))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -39,8 +39,6 @@ def refuse_twins(directories: Sequence[Path], manifests: Sequence[Manifest]) -> 
 
 def refuse_shared_ids(directories: Sequence[Path], sizes: Sequence[int], structure_ids: NDArray[np.str_]) -> None:
     """Raises DataError if a structure_id (S,) stands in two of the directories, which hold `sizes` structures each."""
-    if len(directories) < 2:
-        return
     names, first, counts = np.unique(structure_ids, return_index=True, return_counts=True)
     if len(names) == len(structure_ids):
         return

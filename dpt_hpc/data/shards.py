@@ -1,218 +1,54 @@
-"""Datasets on disk: flat HDF5 arrays with row pointers, one hash per shard, a manifest written last.
-
-A shard is readable with plain h5py. Atoms of all structures lie in one array; `atom_ptr` (S+1,) says where each
-structure's begin:
-
-    atom_ptr (S+1,) int64 · atomic_numbers (A,) uint8 · positions (A,3) Å · cell (S,3,3) Å, rows are lattice vectors ·
-    pbc (S,3) bool · energy (S,) eV, total · forces (A,3) eV/Å · stress (S,3,3) eV/Å³, tension positive ·
-    has_energy, has_forces, has_stress (S,) bool · properties/NAME (S,) with properties/has_NAME (S,) bool ·
-    structure_id, group (S,) UTF-8 · edge_estimate (S,) int64
-
-A label that no structure of the shard has is not written; where one structure lacks it, its rows are 0.
-"""
+"""Datasets on disk, read: one or several directories of shards as one sequence of structures."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpt_hpc.data.columns import LABELS, Array, flat_columns, join_column
+from dpt_hpc.data.columns import LABELS, Array
 from dpt_hpc.data.joining import join_units, refuse_shared_ids, refuse_twins
-from dpt_hpc.data.manifest import (
-    COPY_AGAIN,
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    UNITS,
-    Manifest,
-    Shard,
-    publish,
-    sha256_of,
-    verify_shard,
-)
-from dpt_hpc.data.statistics import EDGE_CUTOFF, EDGE_FORMULA, EDGE_MAX_NEIGHBORS, Statistics
-from dpt_hpc.errors import DataError, EnvironmentFault
+from dpt_hpc.data.manifest import COPY_AGAIN, Manifest, verify_shard
+from dpt_hpc.data.shard_file import ShardFiles
+from dpt_hpc.data.tables import Indices, Layout, Tables
+from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
 
-CHUNK_ROWS = 4096
-EDGE_ESTIMATE = {"cutoff": EDGE_CUTOFF, "max_neighbors": EDGE_MAX_NEIGHBORS, "formula": EDGE_FORMULA}
-CHECK_DISK = "Check its permissions, and the space and quota of its disk."
-HEAD = ("atom_ptr", "edge_estimate", "group", "structure_id")
-"""Columns that are read when a dataset is opened."""
-OURS = re.compile(r"shard_\d{5}\.h5(\.tmp)?|dataset\.json\.tmp")
-
-
-def write_dataset(
-    structures: Iterable[Structure],
-    out: Path,
-    *,
-    provenance: Mapping[str, Any],
-    property_units: Mapping[str, str] | None = None,
-    shard_atoms: int = 500_000,
-    dtype: Literal["float32", "float64"] = "float64",
-    compression: Literal["gzip", "lzf"] | None = None,
-) -> Manifest:
-    """Write a dataset directory, one shard in memory at a time.
-
-    structures: with distinct ids; read once. provenance: JSON-able; the shards state it as it is at the start, the
-    manifest as it is at the end, when the caller may know more. property_units: of every property that occurs. dtype:
-    of positions, forces and stress (cell, energy and properties stay float64). Every file is written under a temporary
-    name, flushed and renamed, the manifest last: a killed run leaves nothing that `Dataset.open` accepts. Raises
-    DataError if `out` holds a dataset or foreign files, if there is no structure, if a value is not finite, or if a
-    property has no unit; EnvironmentFault if the disk does not take it.
-    """
-    out = Path(out)
-    try:
-        claim_directory(out)
-    except OSError as error:
-        raise EnvironmentFault(f"output {out}: cannot be written: {error}.\n{CHECK_DISK}") from None
-    stated = json.dumps(provenance, ensure_ascii=False)
-    statistics = Statistics()
-    shards: list[Shard] = []
-    block: list[Structure] = []
-    atoms = 0
-    options = {"dtype": dtype, "compression": compression}
-
-    def flush() -> None:
-        if block:
-            shards.append(_write_shard(out, len(shards), block, stated, property_units or {}, options))
-            block.clear()
-
-    try:
-        for structure in structures:
-            statistics.show(structure)
-            if block and atoms + structure.num_atoms > shard_atoms:
-                flush()
-                atoms = 0
-            block.append(structure)
-            atoms += structure.num_atoms
-        flush()
-        if not shards:
-            raise DataError(
-                f"dataset {out}: not one structure is left to write.\nLoosen the filters, or check the source."
-            )
-    except BaseException as error:
-        _clear(out)
-        if isinstance(error, OSError):
-            raise EnvironmentFault(f"output {out}: cannot be written: {error}.\n{CHECK_DISK}") from error
-        raise
-    manifest = Manifest(
-        num_structures=sum(s.num_structures for s in shards),
-        num_atoms=sum(s.num_atoms for s in shards),
-        shards=tuple(shards),
-        property_units=dict(property_units or {}),
-        edge_estimate=EDGE_ESTIMATE,
-        statistics=statistics.summary(),
-        provenance=provenance,
-    )
-    manifest.write(out)
-    return manifest
-
-
-def claim_directory(out: Path) -> None:
-    """Make `out`, or clear what a killed ingest left in it. Raises DataError if it holds anything else."""
-    if (out / MANIFEST_NAME).exists():
-        raise DataError(f"output {out}: holds a dataset already.\nName another directory, or delete this one first.")
-    if out.exists():
-        found = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
-        foreign = [name for name in found if not OURS.fullmatch(name)]
-        if foreign:
-            raise DataError(
-                f"output {out}: is not empty; it holds {', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}.\n"
-                "Name a new directory."
-            )
-        _clear(out)
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def _clear(out: Path) -> None:
-    """Remove the files of an unfinished dataset, and the directory if nothing else is in it."""
-    for path in list(out.iterdir()):
-        if OURS.fullmatch(path.name):
-            path.unlink()
-    if not any(out.iterdir()):
-        out.rmdir()
-
-
-def _write_shard(
-    out: Path,
-    index: int,
-    block: Sequence[Structure],
-    provenance: str,
-    property_units: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> Shard:
-    unitless = sorted({name for s in block for name in s.properties} - set(property_units))
-    if unitless:
-        raise DataError(f"dataset {out}: no unit is stated for property {', '.join(unitless)}.\nState it; 1 for none.")
-    columns = flat_columns(block, options["dtype"])
-    final = out / f"shard_{index:05d}.h5"
-    temporary = final.with_name(final.name + ".tmp")
-    with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-        file.attrs["schema_version"] = SCHEMA_VERSION
-        file.attrs["conventions"] = (__doc__ or "").strip()
-        file.attrs["provenance"] = provenance
-        for key, value in EDGE_ESTIMATE.items():
-            file.attrs[f"edge_estimate_{key}"] = value
-        for name, values in columns.items():
-            _write_column(file, name, values, options["compression"])
-            unit = UNITS.get(name) or property_units.get(name.removeprefix("properties/"))
-            if unit is not None:
-                file[name].attrs["units"] = unit
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    digest = sha256_of(temporary)
-    size = temporary.stat().st_size
-    publish(temporary, final)
-    return Shard(final.name, digest, size, len(block), int(columns["atom_ptr"][-1]))
-
-
-def _write_column(file: h5py.File, name: str, values: Array, compression: str | None) -> None:
-    layout: dict[str, Any] = {"chunks": (min(len(values), CHUNK_ROWS), *values.shape[1:])}
-    if compression:
-        layout |= {"compression": compression, "shuffle": True}
-    if values.dtype.kind == "U":
-        encoded = np.char.encode(values, "utf-8")
-        kind = h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize))
-        file.create_dataset(name, data=encoded.astype(kind), dtype=kind, **layout)
-    else:
-        file.create_dataset(name, data=values, **layout)
+GAP_ATOMS = 512
+"""Structures that lie closer than this in a shard are read together: 25 kB of float64 cost less than another call."""
+SLICE_ATOMS = 1 << 18
+"""At most so many atoms are read at a time (13 MB of float64), unless one structure has more."""
 
 
 class Dataset:
     """One or several dataset directories, read as one sequence of structures.
 
-    num_atoms (S,) int64 · edge_estimate (S,) int64 · groups (S,) str · structure_ids (S,) str · has_energy, has_forces,
-    has_stress (S,) bool · elements: sorted atomic numbers · property_names, property_units · manifests, one per path.
-    The columns of atoms are loaded at the first `read` or `get`, so that a process may fork before.
+    atom_ptr (S+1,) int64 · edge_estimate (S,) int64: kept in memory, 16 bytes a structure, and nothing else. Read from
+    disk when they are asked for, and not kept: groups, structure_ids (S,) str · has_energy, has_forces, has_stress (S,)
+    bool. num_atoms (S,) int64 · elements: sorted atomic numbers · labels: of energy, forces, stress,
+    those that some structure has · property_names, property_units · manifests, one per path.
     """
 
     def __init__(self, directories: Sequence[Path], manifests: Sequence[Manifest]) -> None:
         self.manifests = tuple(manifests)
         self.property_units = join_units(directories, manifests)
         self.property_names = tuple(sorted(self.property_units))
-        self._files = [d / shard.file for d, m in zip(directories, manifests, strict=True) for shard in m.shards]
-        heads = [_read_shard(path, HEAD) for path in self._files]
-        self.num_atoms = np.concatenate([np.diff(h["atom_ptr"]) for h in heads])
-        self.edge_estimate = np.concatenate([h["edge_estimate"] for h in heads])
-        self.groups = np.concatenate([h["group"] for h in heads])
-        self.structure_ids = np.concatenate([h["structure_id"] for h in heads])
-        masks = [_read_shard(path, [f"has_{label}" for label in LABELS]) for path in self._files]
-        self.has_energy, self.has_forces, self.has_stress = (
-            np.concatenate([m[f"has_{label}"] for m in masks]) for label in LABELS
-        )
+        shards = [(d / shard.file, shard) for d, m in zip(directories, manifests, strict=True) for shard in m.shards]
+        self.files = ShardFiles([path for path, _ in shards])
+        self.first_structure = np.cumsum([0, *(s.num_structures for _, s in shards)])
+        self.first_atom = np.cumsum([0, *(s.num_atoms for _, s in shards)])
+        self.labels = tuple(name for name in LABELS if any(m.statistics["labels"].get(name) for m in manifests))
         symbols = {symbol for m in manifests for symbol in m.statistics["elements"]}
         self.elements = sorted(SYMBOLS.index(symbol) for symbol in symbols)
-        self.atom_ptr = np.concatenate([[0], np.cumsum(self.num_atoms)]).astype(np.int64)
-        self._columns: dict[str, Array] | None = None
+        self.atom_ptr = np.zeros(int(self.first_structure[-1]) + 1, dtype=np.int64)
+        self.edge_estimate = np.zeros(len(self), dtype=np.int64)
+        for shard in range(len(shards)):
+            self._read_head(shard)
 
     @classmethod
     def open(cls, paths: str | Path | Sequence[str | Path], *, verify: bool = True) -> Dataset:
@@ -234,108 +70,205 @@ class Dataset:
             for shard in manifest.shards:
                 verify_shard(directory / shard.file, shard, verify)
         dataset = cls(directories, manifests)
-        refuse_shared_ids(directories, [m.num_structures for m in manifests], dataset.structure_ids)
+        if len(directories) > 1:
+            refuse_shared_ids(directories, [m.num_structures for m in manifests], dataset.structure_ids)
         return dataset
 
     def __len__(self) -> int:
-        return len(self.num_atoms)
+        return int(self.first_structure[-1])
 
-    def read(
-        self, indices: Sequence[int] | Array, *, dtype: torch.dtype = torch.float32, target: str | None = None
-    ) -> Batch:
-        """The structures `indices` (B,), in that order, as one batch in `dtype`; `target` names a property."""
-        index = np.asarray(indices, dtype=np.int64)
-        if index.size and (index.min() < 0 or index.max() >= len(self)):
-            raise IndexError(f"Dataset.read: indices {index.min()} to {index.max()}, expected 0 to {len(self) - 1}")
+    @property
+    def num_atoms(self) -> NDArray[np.int64]:
+        """(S,)"""
+        return np.diff(self.atom_ptr)
+
+    @property
+    def structure_ids(self) -> NDArray[np.str_]:
+        """(S,) all of them; `ids` reads a few."""
+        return np.concatenate([np.char.decode(part, "utf-8") for part in self._parts("structure_id")])
+
+    @property
+    def groups(self) -> NDArray[np.str_]:
+        """(S,) names; `group_codes` are smaller."""
+        return np.concatenate([np.char.decode(part, "utf-8") for part in self._parts("group")])
+
+    @property
+    def group_codes(self) -> NDArray[np.int64]:
+        """(S,) the rank of each structure's group among the sorted names of all groups."""
+        names = np.unique(np.concatenate([np.unique(part) for part in self._parts("group")]))
+        return np.concatenate([np.searchsorted(names, part) for part in self._parts("group")])
+
+    @property
+    def has_energy(self) -> NDArray[np.bool_]:
+        """(S,)"""
+        return self._column("has_energy", np.dtype(bool))
+
+    @property
+    def has_forces(self) -> NDArray[np.bool_]:
+        """(S,)"""
+        return self._column("has_forces", np.dtype(bool))
+
+    @property
+    def has_stress(self) -> NDArray[np.bool_]:
+        """(S,)"""
+        return self._column("has_stress", np.dtype(bool))
+
+    def property_values(self, name: str) -> NDArray[np.float64]:
+        """(S,) values of a property in its unit; NaN where a structure lacks it."""
+        values = self._column(f"properties/{name}", np.dtype(np.float64))
+        values[~self._column(f"properties/has_{name}", np.dtype(bool))] = np.nan
+        return values
+
+    def ids(self, indices: Sequence[int] | Indices) -> list[str]:
+        """The ids of the structures `indices` (B,), in that order."""
+        index, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        found: list[str] = []
+        for start, stop in self._runs(index):
+            shard, low = self._place(int(index[start]))
+            values = self.files.read(shard, "structure_id", low, low + int(index[stop - 1] - index[start]) + 1)
+            found += [one.decode() for one in np.array(values)[index[start:stop] - index[start]].tolist()]
+        return [found[place] for place in places.tolist()]
+
+    def layout(self, dtype: torch.dtype, target: str | None) -> Layout:
+        """What batches in `dtype` need. Raises DataError if the dataset has no property `target`."""
         if target is not None and target not in self.property_units:
             raise DataError(
                 f"target is {target!r}, but the dataset has {', '.join(self.property_names) or 'no properties'}.\n"
                 "Name one of them."
             )
-        columns = self._load()
-        count = self.num_atoms[index]
-        atom_ptr = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        rows = np.arange(atom_ptr[-1]) + np.repeat(self.atom_ptr[index] - atom_ptr[:-1], count)
+        return Layout(dtype, self.labels, target)
 
-        def of(name: str, at: Array, shape: tuple[int, ...] = ()) -> torch.Tensor:
-            if name in columns:
-                return torch.from_numpy(columns[name][at]).to(dtype)
-            return torch.zeros((len(at), *shape), dtype=dtype)
+    def read(
+        self, indices: Sequence[int] | Indices, *, dtype: torch.dtype = torch.float32, target: str | None = None
+    ) -> Batch:
+        """The structures `indices` (B,), in that order, as one batch in `dtype`; `target` names a property."""
+        index = np.asarray(indices, dtype=np.int64)
+        if index.size and (index.min() < 0 or index.max() >= len(self)):
+            raise IndexError(f"Dataset.read: indices {index.min()} to {index.max()}, expected 0 to {len(self) - 1}")
+        return self.fetch(index, self.layout(dtype, target)).batch(index)
 
-        def mask(present: Array | None) -> torch.Tensor:
-            return torch.from_numpy(np.zeros(len(index), dtype=bool) if present is None else present[index])
+    def fetch(self, indices: Indices, layout: Layout) -> Tables:
+        """Read the structures `indices` (B,), each at most once and in the order in which they lie on disk."""
+        index = np.unique(indices)
+        count = self.atom_ptr[index + 1] - self.atom_ptr[index]
+        tables = Tables.empty(layout, index, np.concatenate([[0], np.cumsum(count)]).astype(np.int64))
+        for start, stop in self._runs(index):
+            self._fill(tables, start, stop)
+        return tables
 
-        return Batch(
-            positions=of("positions", rows),
-            cell=of("cell", index),
-            pbc=torch.from_numpy(columns["pbc"][index]),
-            atomic_numbers=torch.from_numpy(columns["atomic_numbers"][rows].astype(np.int64)),
-            atom_ptr=torch.from_numpy(atom_ptr),
-            structure_index=torch.from_numpy(index.copy()),
-            energy=of("energy", index),
-            energy_mask=mask(self.has_energy),
-            forces=of("forces", rows, (3,)),
-            forces_mask=mask(self.has_forces),
-            stress=of("stress", index, (3, 3)),
-            stress_mask=mask(self.has_stress),
-            target=of(f"properties/{target}", index),
-            target_mask=mask(columns.get(f"properties/has_{target}")),
-        )
+    def fill(self, tables: Tables, start: int, stop: int) -> None:
+        """Read the structures at places start to stop of `tables`."""
+        index = np.asarray(tables.index[start:stop], dtype=np.int64)
+        for first, last in self._runs(index):
+            self._fill(tables, start + first, start + last)
+
+    def _runs(self, index: Indices) -> Iterator[tuple[int, int]]:
+        """Stretches of `index` (ascending) that are worth one read: in one shard, close together, of bounded size."""
+        if not len(index):
+            return
+        shard = np.searchsorted(self.first_structure, index, side="right")
+        gap = self.atom_ptr[index[1:]] - self.atom_ptr[index[:-1] + 1]
+        borders = np.flatnonzero((shard[1:] != shard[:-1]) | (gap > GAP_ATOMS)) + 1
+        for start, stop in zip([0, *borders.tolist()], [*borders.tolist(), len(index)], strict=True):
+            while start < stop:
+                limit = self.atom_ptr[index[start]] + SLICE_ATOMS
+                end = start + int(np.searchsorted(self.atom_ptr[index[start:stop] + 1], limit, side="right"))
+                end = max(end, start + 1)
+                yield start, end
+                start = end
+
+    def _fill(self, tables: Tables, start: int, stop: int) -> None:
+        """Read one stretch, and take from it what is wanted."""
+        index = np.asarray(tables.index[start:stop], dtype=np.int64)
+        low, high = int(index[0]), int(index[-1]) + 1
+        shard = int(np.searchsorted(self.first_structure, low, side="right")) - 1
+        rows: Array | slice = slice(None)
+        atoms: Array | slice = slice(None)
+        if len(index) < high - low:
+            rows = index - low
+            count = self.atom_ptr[index + 1] - self.atom_ptr[index]
+            places = np.cumsum(count) - count
+            atoms = np.arange(count.sum()) + np.repeat(self.atom_ptr[index] - self.atom_ptr[low] - places, count)
+        first = int(self.first_structure[shard])
+        for name in tables.structures.dtype.names or ():
+            values = self.files.read(shard, name, low - first, high - first)
+            if values is not None:
+                tables.structures[name][start:stop] = values[rows]
+        first = int(self.first_atom[shard])
+        begin, end = int(self.atom_ptr[low]) - first, int(self.atom_ptr[high]) - first
+        into = slice(int(tables.atom_ptr[start]), int(tables.atom_ptr[stop]))
+        for name in tables.atoms.dtype.names or ():
+            values = self.files.read(shard, name, begin, end)
+            if values is not None:
+                tables.atoms[name][into] = values[atoms]
 
     def get(self, index: int) -> Structure:
         """One structure with all its labels, in float64."""
-        columns = self._load()
-        atoms = slice(int(self.atom_ptr[index]), int(self.atom_ptr[index + 1]))
+        index = int(index)
+        shard, row = self._place(index)
+        first = int(self.first_atom[shard])
+        atoms = (int(self.atom_ptr[index]) - first, int(self.atom_ptr[index + 1]) - first)
 
-        def tensor(name: str, at: int | slice) -> torch.Tensor:
-            return torch.from_numpy(np.array(columns[name][at], dtype=np.float64))
+        def one(name: str, start: int = row, stop: int = row + 1) -> Array | None:
+            return self.files.read(shard, name, start, stop)
+
+        def has(name: str) -> bool:
+            present = one(f"has_{name}" if name in LABELS else f"properties/has_{name}")
+            return present is not None and bool(present[0])
+
+        def tensor(name: str, start: int = row, stop: int = row + 1) -> torch.Tensor:
+            return torch.from_numpy(np.array(one(name, start, stop), dtype=np.float64))
 
         return Structure(
-            positions=tensor("positions", atoms),
-            cell=tensor("cell", index),
-            pbc=torch.from_numpy(columns["pbc"][index].copy()),
-            atomic_numbers=torch.from_numpy(columns["atomic_numbers"][atoms].astype(np.int64)),
-            energy=float(columns["energy"][index]) if self.has_energy[index] else None,
-            forces=tensor("forces", atoms) if self.has_forces[index] else None,
-            stress=tensor("stress", index) if self.has_stress[index] else None,
-            properties={
-                name: float(columns[f"properties/{name}"][index])
-                for name in self.property_names
-                if f"properties/{name}" in columns and columns[f"properties/has_{name}"][index]
-            },
-            structure_id=str(self.structure_ids[index]),
-            group=str(self.groups[index]),
+            positions=tensor("positions", *atoms),
+            cell=tensor("cell")[0],
+            pbc=torch.from_numpy(np.array(one("pbc"))[0]),
+            atomic_numbers=torch.from_numpy(np.array(one("atomic_numbers", *atoms), dtype=np.int64)),
+            energy=float(tensor("energy")) if has("energy") else None,
+            forces=tensor("forces", *atoms) if has("forces") else None,
+            stress=tensor("stress")[0] if has("stress") else None,
+            properties={name: float(tensor(f"properties/{name}")) for name in self.property_names if has(name)},
+            structure_id=self.ids([index])[0],
+            group=np.array(one("group"))[0].decode(),
         )
 
-    def property_values(self, name: str) -> NDArray[np.float64]:
-        """(S,) values of a property in its unit; NaN where a structure lacks it."""
-        columns = self._load()
-        return np.where(columns[f"properties/has_{name}"], columns[f"properties/{name}"], np.nan)
+    def _place(self, index: int) -> tuple[int, int]:
+        """Shard of a structure, and its row there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"structure {index}, expected 0 to {len(self) - 1}")
+        shard = int(np.searchsorted(self.first_structure, index, side="right")) - 1
+        return shard, index - int(self.first_structure[shard])
 
-    def _load(self) -> dict[str, Array]:
-        if self._columns is None:
-            shards = [_read_shard(path, without=HEAD) for path in self._files]
-            names = sorted({name for shard in shards for name in shard})
-            self._columns = {name: join_column(shards, name) for name in names}
-        return self._columns
+    def _parts(self, name: str) -> Iterator[Array]:
+        """A column of structures, shard by shard. Raises DataError if one lacks it."""
+        for shard, path in enumerate(self.files.paths):
+            values = self.files.read(shard, name)
+            if values is None:
+                raise DataError(f"shard {path}: cannot be read: it has no {name}.\n{COPY_AGAIN}")
+            yield values
 
+    def _column(self, name: str, dtype: np.dtype[Any]) -> Array:
+        """(S,) a column of structures; zeros (False) for a shard that has not got it."""
+        column = np.zeros(len(self), dtype=dtype)
+        for shard, (start, stop) in enumerate(itertools.pairwise(self.first_structure.tolist())):
+            values = self.files.read(shard, name)
+            if values is not None:
+                column[start:stop] = values
+        return column
 
-def _read_shard(path: Path, names: Iterable[str] | None = None, without: Sequence[str] = ()) -> dict[str, Array]:
-    """Columns of a shard by name: `names`, or all but those in `without`."""
-    columns: dict[str, Array] = {}
-
-    def take(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and name not in without:
-            values = node[()]
-            columns[name] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
-
-    try:
-        with h5py.File(path, "r") as file:
-            if names is None:
-                file.visititems(take)
-            else:
-                for name in names:
-                    take(name, file[name])
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"shard {path}: cannot be read: {error}.\n{COPY_AGAIN}") from None
-    return columns
+    def _read_head(self, shard: int) -> None:
+        """Take what is kept in memory from a shard, and see that it holds what the manifest says."""
+        start, stop = self.first_structure[shard : shard + 2].tolist()
+        first, last = self.first_atom[shard : shard + 2].tolist()
+        ptr, estimate = (self.files.read(shard, name) for name in ("atom_ptr", "edge_estimate"))
+        if ptr is None or estimate is None or (len(ptr), len(estimate)) != (stop - start + 1, stop - start):
+            found = "no atom_ptr" if ptr is None else f"{len(ptr) - 1} structures"
+            raise DataError(
+                f"shard {self.files.paths[shard]}: has {found}, expected {stop - start} structures.\n{COPY_AGAIN}"
+            )
+        if ptr[-1] != last - first:
+            raise DataError(
+                f"shard {self.files.paths[shard]}: has {ptr[-1]} atoms, expected {last - first}.\n{COPY_AGAIN}"
+            )
+        self.atom_ptr[start : stop + 1] = ptr + first
+        self.edge_estimate[start:stop] = estimate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,11 @@ class Split:
     test: Indices
 
 
-def split_dataset(groups: NDArray[np.str_], fractions: tuple[float, float, float], seed: int) -> Split:
+def split_dataset(groups: NDArray[Any], fractions: tuple[float, float, float], seed: int) -> Split:
     """Split by group at random: no group is parted, and the parts come as near to `fractions` as the groups allow.
 
-    groups (S,): one label per structure; distinct labels give a plain random split. fractions: of training,
-    validation and test, summing to 1. Raises DataError if a part that was asked for would be empty.
+    groups (S,): one label (name or number) per structure; distinct labels give a plain random split. fractions:
+    of training, validation and test, summing to 1. Raises DataError if a part that was asked for would be empty.
     """
     names, member = np.unique(groups, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(names))

@@ -60,7 +60,7 @@ class Data:
             if error.structure is None:
                 raise
             index = int(batch.structure_index[error.structure])
-            raise DataError(f"{error}\nIn the dataset it is {self.dataset.structure_ids[index]}.") from None
+            raise DataError(f"{error}\nIn the dataset it is {self.dataset.ids([index])[0]}.") from None
 
     def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
         for start in range(0, len(indices), size):
@@ -246,7 +246,7 @@ class Trainer:
         self.epoch_seconds, self._seconds_before = state["epoch_seconds"], state["seconds"]
 
     def _diverged(self, indices: Indices, loss: float, norm: float) -> DivergedError:
-        ids = [str(self.data.dataset.structure_ids[i]) for i in indices]
+        ids = self.data.dataset.ids(indices)
         return DivergedError(
             f"epoch {self.epoch}, step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite.\n"
             f"Structures of the step: {', '.join(ids)}\n"
@@ -306,6 +306,6 @@ def collect_predictions(
         return None
     keys = {k for share in gathered for k in share}
     joined = {k: np.concatenate([share[k] for share in gathered if k in share]) for k in sorted(keys)}
-    joined["structure_ids"] = np.array([str(data.dataset.structure_ids[i]) for i in indices])
+    joined["structure_ids"] = np.array(data.dataset.ids(indices))
     joined["num_atoms"] = data.dataset.num_atoms[indices]
     return joined

@@ -24,7 +24,7 @@ def make_split(dataset: Dataset, options: SplitOptions, objective: ObjectiveOpti
     usable = np.arange(len(dataset))
     if isinstance(objective, PropertyOptions):
         usable = np.flatnonzero(~np.isnan(target_values(dataset, objective.target)))
-    labels = dataset.groups if options.by == "group" else np.arange(len(dataset)).astype(str)
+    labels: NDArray[Any] = dataset.group_codes if options.by == "group" else np.arange(len(dataset)).astype(str)
     fractions = (options.train, options.validation, options.test)
     split = split_dataset(labels[usable], fractions, seed if options.seed is None else options.seed)
     split = Split(usable[split.train], usable[split.validation], usable[split.test])

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dpt_hpc.data.shards import Dataset
@@ -161,7 +162,7 @@ class Run:
         save_config(self.config, self.run_dir / "config.yaml")
         write_json(self.run_dir / "run.json", facts)
         parts = {"train": split.train, "validation": split.validation, "test": split.test}
-        write_arrays(self.run_dir / "split.npz", {k: dataset.structure_ids[v].astype(str) for k, v in parts.items()})
+        write_arrays(self.run_dir / "split.npz", {k: np.array(dataset.ids(v), dtype=np.str_) for k, v in parts.items()})
         return facts
 
     def _conclude(self, trainer: Trainer, facts: dict[str, Any], monitor: Monitor) -> None:

@@ -25,7 +25,7 @@ from dpt_hpc.data.ingest.report import IngestReport, SourceReport
 from dpt_hpc.data.ingest.sources import find_sources
 from dpt_hpc.data.ingest.units import Units, contradiction, convert
 from dpt_hpc.data.manifest import sha256_of
-from dpt_hpc.data.shards import claim_directory, write_dataset
+from dpt_hpc.data.writing import claim_directory, write_dataset
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.structure import GPA_PER_EV_A3, SYMBOLS, Structure
 

@@ -1,0 +1,109 @@
+"""Shards as HDF5 files: flat arrays with row pointers. The only door of h5py.
+
+A shard is readable with plain h5py. Atoms of all structures lie in one array; `atom_ptr` (S+1,) says where each
+structure's begin:
+
+    atom_ptr (S+1,) int64 · atomic_numbers (A,) uint8 · positions (A,3) Å · cell (S,3,3) Å, rows are lattice vectors ·
+    pbc (S,3) bool · energy (S,) eV, total · forces (A,3) eV/Å · stress (S,3,3) eV/Å³, tension positive ·
+    has_energy, has_forces, has_stress (S,) bool · properties/NAME (S,) with properties/has_NAME (S,) bool ·
+    structure_id, group (S,) UTF-8 · edge_estimate (S,) int64
+
+A label that no structure of the shard has is not written; where one structure lacks it, its rows are 0.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dpt_hpc.data.columns import Array
+from dpt_hpc.data.manifest import COPY_AGAIN
+from dpt_hpc.errors import DataError
+
+CHUNK_ROWS = 4096
+OPEN_FILES = 4
+"""Shards that a process holds open at once."""
+
+
+def write_shard_file(
+    path: Path,
+    columns: Mapping[str, Array],
+    attributes: Mapping[str, Any],
+    units: Mapping[str, str | None],
+    compression: str | None,
+) -> None:
+    """Write the arrays `columns` (names as in the module docstring) with their `units`; `path` must not exist."""
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        file.attrs["conventions"] = (__doc__ or "").strip()
+        file.attrs.update(attributes)
+        for name, values in columns.items():
+            _write_column(file, name, values, compression)
+            if (unit := units[name]) is not None:
+                file[name].attrs["units"] = unit
+
+
+def _write_column(file: h5py.File, name: str, values: Array, compression: str | None) -> None:
+    layout: dict[str, Any] = {"chunks": (min(len(values), CHUNK_ROWS), *values.shape[1:])}
+    if compression:
+        layout |= {"compression": compression, "shuffle": True}
+    if values.dtype.kind == "U":
+        encoded = np.char.encode(values, "utf-8")
+        kind = h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize))
+        file.create_dataset(name, data=encoded.astype(kind), dtype=kind, **layout)
+    else:
+        file.create_dataset(name, data=values, **layout)
+
+
+class ShardFiles:
+    """The shards of a dataset, each opened when it is first read in this process, at most a few open at once.
+
+    May be shared by threads. A forked child opens its own.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self._open: OrderedDict[int, h5py.File] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._inherited: list[OrderedDict[int, h5py.File]] = []
+
+    def read(self, shard: int, name: str, start: int = 0, stop: int | None = None) -> Array | None:
+        """Rows start to stop of a column, text as UTF-8 bytes; None if the shard has no such column.
+
+        Raises DataError, naming the file, if it cannot be read.
+        """
+        with self._lock:
+            try:
+                file = self._file(shard)
+                if name not in file:
+                    return None
+                values: Array = file[name][start:stop]
+            except (OSError, KeyError, RuntimeError) as error:
+                raise DataError(f"shard {self.paths[shard]}: cannot be read: {error}.\n{COPY_AGAIN}") from None
+        return values
+
+    def close(self) -> None:
+        """Close what is open; a later read opens it again."""
+        with self._lock:
+            for file in self._open.values():
+                file.close()
+            self._open.clear()
+
+    def _file(self, shard: int) -> h5py.File:
+        if self._process != os.getpid():
+            # Handles of the parent share its file positions: they are not to be used, nor, by being forgotten, closed.
+            self._inherited.append(self._open)
+            self._open, self._process = OrderedDict(), os.getpid()
+        if shard not in self._open:
+            while len(self._open) >= OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            self._open[shard] = h5py.File(self.paths[shard], "r")
+        self._open.move_to_end(shard)
+        return self._open[shard]
