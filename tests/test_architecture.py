@@ -26,9 +26,11 @@ LAYERS: dict[str, set[str]] = {
     "data": BASE,
     "models": BASE | {"ops"},
     "train": BASE | {"ops", "data", "models"},
+    "scaling": BASE | {"ops", "data", "models", "train"},
+    "doctor": BASE | {"ops", "data", "models", "train"},
     "report": BASE,
     "quickstart": BASE | {"data", "train", "report"},
-    "__main__": BASE | {"data", "train", "report", "quickstart"},
+    "__main__": BASE | {"data", "train", "report", "quickstart", "scaling", "doctor"},
     "launch": BASE | {"__main__"},
 }
 """What each room of dpt_hpc may import from the others."""
