@@ -69,16 +69,15 @@ def spline_coefficients(values: Tensor) -> Tensor:
     """Values (K,C) at the knots -> coefficients (K,C) of the cubic B-splines that take them, for every column alike.
 
     A product with `spline_interpolation` at the cost of a few of its diagonals: away from the ends, coefficient k is
-    sqrt(3) sum_n (sqrt(3) - 2)^|n| value_(k+n) (Unser 1993), which is below float64's rounding at |n| > REACH. Values
-    beyond the ends count as zero, which TABLE_PADDING keeps away from all lengths. Differentiable any number of times.
+    sqrt(3) sum_n (sqrt(3) - 2)^|n| value_(k+n) (Unser 1993), which is below rounding at |n| > REACH. Values beyond the
+    ends count as zero, which TABLE_PADDING keeps away from all lengths. Differentiable any number of times.
     """
     result: Tensor = _Coefficients.apply(values)  # type: ignore[no-untyped-call]
     return result
 
 
-REACH = 24
-BLOCK = 48
-"""Coefficients that are computed together, from BLOCK + 2 REACH values."""
+REACH = {torch.float32: 14, torch.float64: 29}
+"""Beyond it the weights sum to 1e-8 and 3e-17."""
 
 
 class _Coefficients(Function):
@@ -87,11 +86,13 @@ class _Coefficients(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         rows, columns = values.shape
-        blocks = -(-rows // BLOCK)
-        padded = functional.pad(values, (0, 0, REACH, blocks * BLOCK - rows + REACH))
-        windows = padded.as_strided((blocks, BLOCK + 2 * REACH, columns), (BLOCK * columns, columns, 1))
-        place = torch.arange(BLOCK + 2 * REACH, dtype=values.dtype, device=values.device)
-        steps = place - REACH - place[:BLOCK, None]
+        reach = REACH[values.dtype]
+        block = 2 * reach  # coefficients that are computed together, from as many values more
+        blocks = -(-rows // block)
+        padded = functional.pad(values, (0, 0, reach, blocks * block - rows + reach))
+        windows = padded.as_strided((blocks, block + 2 * reach, columns), (block * columns, columns, 1))
+        place = torch.arange(block + 2 * reach, dtype=values.dtype, device=values.device)
+        steps = place - reach - place[:block, None]
         root = 3**0.5
         weights = root * (2 - root) ** steps.abs() * (1 - 2 * (steps.abs() % 2))
         return (weights @ windows).reshape(-1, columns)[:rows].contiguous()

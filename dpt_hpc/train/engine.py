@@ -265,7 +265,7 @@ def choose_device(options: EngineOptions, world: World) -> torch.device:
 
 
 def _adamw(objective: Objective, options: OptimizerOptions) -> AdamW:
-    return AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    return AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
 
 
 def _import_deepspeed(device: torch.device) -> Any:
