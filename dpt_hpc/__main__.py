@@ -137,12 +137,11 @@ def inspect(dataset: Path, as_json: Json = False) -> None:
 def pretrain(config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False) -> None:
     """Pre-train a network on energies, forces and stress, or by denoising."""
     from dpt_hpc.train.config import PretrainConfig, load_config
-    from dpt_hpc.train.engine import leave_world
     from dpt_hpc.train.pretrain import pretrain as run
-    from dpt_hpc.train.world import enter_world
+    from dpt_hpc.train.ranks import enter_world, leave_world
 
-    world = enter_world()
-    run(load_config(config, PretrainConfig, overrides or []), world, resume=resume, quiet=quiet)
+    ranks = enter_world()
+    run(load_config(config, PretrainConfig, overrides or []), ranks, resume=resume, quiet=quiet)
     leave_world()
 
 
@@ -153,14 +152,13 @@ def finetune(
     """Fine-tune a pre-trained network to a property, over several seeds; without one: the baseline."""
     from dpt_hpc.report import paper_reference
     from dpt_hpc.train.config import FinetuneConfig, load_config
-    from dpt_hpc.train.engine import leave_world
     from dpt_hpc.train.finetune import finetune as run
-    from dpt_hpc.train.world import enter_world
+    from dpt_hpc.train.ranks import enter_world, leave_world
 
-    world = enter_world()
-    summary = run(load_config(config, FinetuneConfig, overrides or []), world, resume=resume, quiet=quiet or as_json)
+    ranks = enter_world()
+    summary = run(load_config(config, FinetuneConfig, overrides or []), ranks, resume=resume, quiet=quiet or as_json)
     leave_world()
-    if world.rank:
+    if ranks.rank:
         return
     if as_json:
         print(json.dumps(summary))

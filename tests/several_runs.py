@@ -8,13 +8,12 @@ from __future__ import annotations
 import sys
 
 from dpt_hpc.train.config import PretrainConfig, load_config
-from dpt_hpc.train.engine import leave_world
 from dpt_hpc.train.pretrain import pretrain
-from dpt_hpc.train.world import enter_world
+from dpt_hpc.train.ranks import enter_world, leave_world
 
 if __name__ == "__main__":
-    world = enter_world()
+    ranks = enter_world()
     for config in sys.argv[1:]:
         print(f"== {config}", flush=True)
-        pretrain(load_config(config, PretrainConfig), world, quiet=True)
+        pretrain(load_config(config, PretrainConfig), ranks, quiet=True)
     leave_world()

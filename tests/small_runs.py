@@ -13,7 +13,7 @@ from torch import Tensor
 from dpt_hpc.train.checkpoint import load_weights
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, check_config
 from dpt_hpc.train.pretrain import pretrain
-from dpt_hpc.train.world import World
+from dpt_hpc.train.ranks import Ranks
 
 Options = dict[str, Any]
 
@@ -41,7 +41,7 @@ def config_of(options: Options, run_dir: Path, **changes: Any) -> PretrainConfig
 
 def run(options: Options, run_dir: Path, *, resume: bool = False, **changes: Any) -> Path:
     """Pre-train in this process; returns the run directory."""
-    return pretrain(config_of(options, run_dir, **changes), World(), resume=resume, quiet=True)
+    return pretrain(config_of(options, run_dir, **changes), Ranks(), resume=resume, quiet=True)
 
 
 def finetune_options(options: Options, run_dir: Path, **changes: Any) -> FinetuneConfig:

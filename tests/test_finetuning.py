@@ -19,7 +19,7 @@ from dpt_hpc.models import build_model
 from dpt_hpc.train.checkpoint import find_checkpoint, load_weights
 from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import finetune, load_pretrained
-from dpt_hpc.train.world import World
+from dpt_hpc.train.ranks import Ranks
 
 
 def test_finetuning_loads_every_weight_and_says_so(
@@ -32,7 +32,7 @@ def test_finetuning_loads_every_weight_and_says_so(
     assert set(loaded.loaded) == {k for k in model.state_dict() if k.startswith("network.")}
     assert set(loaded.reset) == {"scale", "shift", "element_references"}
     assert all(torch.equal(model.state_dict()[k], load_weights(path)[k]) for k in loaded.loaded)
-    summary = finetune(config, World())
+    summary = finetune(config, Ranks())
     assert f"tensors {len(loaded.loaded)} loaded, 3 reset, 0 skipped" in capsys.readouterr().out
     assert len(summary["test_mae"]) == 2
     assert summary["mean"] == pytest.approx(np.mean(summary["test_mae"]))
@@ -49,10 +49,10 @@ def test_finetuning_refuses_another_network(finished: tuple[Options, Path], tmp_
     options, path = finished
     config = finetune_options(options, tmp_path / "fine", pretrained=str(path), model={"name": "cgcnn", "hidden": 20})
     with pytest.raises(ConfigError, match=r"model\.hidden: pre-trained with 16, configured 20"):
-        finetune(config, World(), quiet=True)
+        finetune(config, Ranks(), quiet=True)
     missing = finetune_options(options, tmp_path / "fine2", pretrained=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="neither a checkpoint"):
-        finetune(missing, World(), quiet=True)
+        finetune(missing, Ranks(), quiet=True)
 
 
 def test_finetuning_warns_of_elements_that_the_checkpoint_does_not_know(
@@ -67,7 +67,7 @@ def test_finetuning_warns_of_elements_that_the_checkpoint_does_not_know(
     write_dataset(with_uranium, tmp_path / "u", provenance={}, property_units={"volume_per_atom": "A^3"})
     data = options["data"] | {"path": str(tmp_path / "u")}
     config = finetune_options(options, tmp_path / "fine", pretrained=str(path), data=data, seeds=[0])
-    summary = finetune(config, World(), quiet=True)
+    summary = finetune(config, Ranks(), quiet=True)
     assert capsys.readouterr().err.count("was not trained on: U\n") == 1
     assert summary["elements_new_to_pretrained"] == ["U"]
 
@@ -75,7 +75,7 @@ def test_finetuning_warns_of_elements_that_the_checkpoint_does_not_know(
 def test_a_target_that_is_not_there_is_refused(finished: tuple[Options, Path], tmp_path: Path) -> None:
     wrong = finetune_options(finished[0], tmp_path / "a", objective={"kind": "property", "target": "band_gap"})
     with pytest.raises(DataError, match=r"objective\.target is 'band_gap', but the dataset has volume_per_atom"):
-        finetune(wrong, World(), quiet=True)
+        finetune(wrong, Ranks(), quiet=True)
     assert not (tmp_path / "a").exists()
 
 
@@ -85,11 +85,11 @@ def test_fine_tuning_resumes_its_unfinished_seeds_from_the_same_weights(
     options, path = finished
     pretrained = Path(shutil.copytree(path, tmp_path / "pretrained", symlinks=True))
     config = finetune_options(options, tmp_path / "fine", pretrained=str(pretrained))
-    whole = finetune(config, World(), quiet=True)
+    whole = finetune(config, Ranks(), quiet=True)
     first, second = (tmp_path / "fine" / f"seed_{seed}" for seed in (0, 1))
     shutil.rmtree(second)  # as if the job had been killed before it
     untouched = (first / "run.json").read_bytes()
-    assert finetune(config, World(), resume=True, quiet=True) == whole
+    assert finetune(config, Ranks(), resume=True, quiet=True) == whole
     assert (first / "run.json").read_bytes() == untouched
     weights = load_weights(pretrained)
     save_file({k: v * 2 for k, v in weights.items()}, find_checkpoint(pretrained) / "model.safetensors")
@@ -97,7 +97,7 @@ def test_fine_tuning_resumes_its_unfinished_seeds_from_the_same_weights(
         options, tmp_path / "fine", pretrained=str(pretrained), training=options["training"] | {"epochs": 2}
     )
     with pytest.raises(ConfigError, match="its pretrained has changed since it began"):
-        finetune(longer, World(), resume=True, quiet=True)
+        finetune(longer, Ranks(), resume=True, quiet=True)
 
 
 def test_evaluation_compares_what_the_network_has_learnt(
@@ -112,7 +112,7 @@ def test_evaluation_compares_what_the_network_has_learnt(
     }  # fmt: skip
     with pytest.raises(DataError, match=r"--out .*errors: is not empty"):
         evaluate_checkpoint(str(path), data, out=tmp_path / "errors")
-    finetune(finetune_options(options, tmp_path / "fine", seeds=[0]), World(), quiet=True)
+    finetune(finetune_options(options, tmp_path / "fine", seeds=[0]), Ranks(), quiet=True)
     tuned = str(tmp_path / "fine" / "seed_0")
     assert evaluate_checkpoint(tuned, data).keys() == {"target_mae"}
     with pytest.raises(DataError, match=r"objective\.target is 'gap', but the dataset has volume_per_atom"):

@@ -25,7 +25,7 @@ from dpt_hpc.train.checkpoint import load_weights
 from dpt_hpc.train.config import DerivativesOptions
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.objective import build_objective
-from dpt_hpc.train.world import World
+from dpt_hpc.train.ranks import Ranks
 
 PROGRAMS = Path(sys.executable).parent
 SEVERAL_RUNS = Path(__file__).with_name("several_runs.py")
@@ -221,7 +221,7 @@ def test_two_ranks_fine_tune_as_one(
         run_dir = tmp_path / f"ranks_{ranks}"
         config = finetune_options(options, run_dir, pretrained=str(one_rank["plain"]))
         if ranks == 1:
-            finetune(config, World(), quiet=True)
+            finetune(config, Ranks(), quiet=True)
         else:
             path = written(tmp_path / "config.yaml", config.model_dump(mode="json"), run_dir)
             done = start(2, path, "--quiet")

@@ -10,7 +10,7 @@ from small_runs import Options, config_of
 
 from dpt_hpc.stopwatch import Stopwatch, measuring, part
 from dpt_hpc.train.pretrain import prepare
-from dpt_hpc.train.world import World
+from dpt_hpc.train.ranks import Ranks
 
 
 def test_parts_within_parts_count_their_own_time() -> None:
@@ -52,7 +52,7 @@ def test_settle_is_called_where_parts_meet() -> None:
 
 
 def test_a_training_step_is_told_by_its_parts(finished: tuple[Options, Path], tmp_path: Path) -> None:
-    run, dataset, split, model = prepare(config_of(finished[0], tmp_path / "run"), World(), quiet=True)
+    run, dataset, split, model = prepare(config_of(finished[0], tmp_path / "run"), Ranks(), quiet=True)
     trainer = run.trainer(dataset, split, model, {})
     assert not (tmp_path / "run").exists()
     trainer.objective.train()

@@ -55,16 +55,16 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         export_model(partial, card, weights)
         torch.save(state, partial / STATE)
-    engine.barrier()
+    engine.ranks.barrier()
     engine.save(partial)
-    engine.barrier()
+    engine.ranks.barrier()
     if engine.rank == 0:
         for path in partial.rglob("*"):
             _fsync(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _fsync(directory)
-    engine.barrier()
+    engine.ranks.barrier()
     return final
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.ops import NATIVE_DEVICES
 from dpt_hpc.train.config import EngineOptions, OptimizerOptions
 from dpt_hpc.train.objective import Objective, Sums
+from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.world import World
 
 
 class Engine(ABC):
-    """rank, world_size, device and the wrapped objective; see the module docstring."""
+    """ranks, device and the wrapped objective; see the module docstring."""
 
-    def __init__(self, objective: Objective, world: World, device: torch.device) -> None:
+    def __init__(self, objective: Objective, ranks: Ranks, device: torch.device) -> None:
         self.objective = objective
-        self.rank = world.rank
-        self.world_size = world.world_size
+        self.ranks = ranks
+        self.rank = ranks.rank
+        self.world_size = ranks.size
         self.device = device
 
     @property
@@ -53,18 +55,6 @@ class Engine(ABC):
         """Clip, update, zero. Returns the gradient's norm before clipping."""
 
     @abstractmethod
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums over all ranks; the same keys on every rank."""
-
-    @abstractmethod
-    def gather(self, value: Any) -> list[Any] | None:
-        """The values of all ranks, on rank 0; None elsewhere."""
-
-    @abstractmethod
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-    @abstractmethod
     def save(self, directory: Path) -> None:
         """Write the optimiser's state; every rank calls it. (Weights are the checkpoint's.)"""
 
@@ -77,9 +67,9 @@ class TorchEngine(Engine):
     """One process, plain torch: no start-up, nothing to build."""
 
     def __init__(
-        self, objective: Objective, world: World, device: torch.device, options: OptimizerOptions, clip: float | None
+        self, objective: Objective, ranks: Ranks, device: torch.device, options: OptimizerOptions, clip: float | None
     ) -> None:
-        super().__init__(objective, world, device)
+        super().__init__(objective, ranks, device)
         self._optimizer = _adamw(objective, options)
         self._clip = clip
 
@@ -105,15 +95,6 @@ class TorchEngine(Engine):
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        return dict(values)
-
-    def gather(self, value: Any) -> list[Any] | None:
-        return [value]
-
-    def barrier(self) -> None:
-        pass
-
     def save(self, directory: Path) -> None:
         torch.save(self._optimizer.state_dict(), directory / "optimizer.pt")
 
@@ -133,20 +114,22 @@ class DeepSpeedEngine(Engine):
     def __init__(
         self,
         objective: Objective,
-        world: World,
+        ranks: Ranks,
         device: torch.device,
         options: OptimizerOptions,
         clip: float | None,
         zero_stage: int,
         grad_accumulation: int,
     ) -> None:
-        super().__init__(objective, world, device)
+        super().__init__(objective, ranks, device)
         self._zero_stage = zero_stage
         deepspeed = _import_deepspeed(device)
-        os.environ.update(world.environment())  # also of a world of one
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
-        )
+        os.environ.update(ranks.world.environment())  # also of a world of one
+        if not torch.distributed.is_initialized():
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        # Adopts the group that is there.
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         # The micro-batch size only satisfies DeepSpeed's arithmetic: our sampler forms the batches.
         # ZeRO wraps the optimiser, but shares its parameter groups: the schedule sets the learning rate here.
         self._optimizer = _adamw(objective, options)
@@ -184,19 +167,6 @@ class DeepSpeedEngine(Engine):
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        packed = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(packed)
-        return dict(zip(values, packed.tolist(), strict=True))
-
-    def gather(self, value: Any) -> list[Any] | None:
-        gathered: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
-        torch.distributed.gather_object(value, gathered)
-        return gathered
-
-    def barrier(self) -> None:
-        torch.distributed.barrier()
-
     def save(self, directory: Path) -> None:
         # `latest` is never DeepSpeed's to write: it does so before the other ranks have finished.
         with _quiet():
@@ -214,7 +184,7 @@ class DeepSpeedEngine(Engine):
 
 def build_engine(
     objective: Objective,
-    world: World,
+    ranks: Ranks,
     engine: EngineOptions,
     optimizer: OptimizerOptions,
     *,
@@ -222,6 +192,7 @@ def build_engine(
     grad_accumulation: int,
 ) -> Engine:
     """The engine that `engine` asks for, with the objective on its device."""
+    world = ranks.world
     device = choose_device(engine, world)
     objective.to(device)
     kind = engine.kind if engine.kind != "auto" else "torch" if world.world_size == 1 else "deepspeed"
@@ -236,19 +207,13 @@ def build_engine(
                 f"engine.zero_stage is {engine.zero_stage}, which needs DeepSpeed, but engine.kind is torch.\n"
                 "Set engine.kind=deepspeed (or auto), or engine.zero_stage=0."
             )
-        return TorchEngine(objective, world, device, optimizer, clip)
+        return TorchEngine(objective, ranks, device, optimizer, clip)
     if engine.zero_stage and next(objective.parameters()).dtype == torch.float64:
         raise ConfigError(
             f"training.precision is float64, but DeepSpeed's ZeRO stage {engine.zero_stage} keeps weights in float32.\n"
             "Set engine.zero_stage=0."
         )
-    return DeepSpeedEngine(objective, world, device, optimizer, clip, engine.zero_stage, grad_accumulation)
-
-
-def leave_world() -> None:
-    """Leave the process group, if there is one: the last thing that a rank does."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return DeepSpeedEngine(objective, ranks, device, optimizer, clip, engine.zero_stage, grad_accumulation)
 
 
 def choose_device(options: EngineOptions, world: World) -> torch.device:

@@ -18,7 +18,7 @@ from dpt_hpc.train.loop import Data, collect_predictions, evaluate
 from dpt_hpc.train.monitor import write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import target_values
-from dpt_hpc.train.world import World
+from dpt_hpc.train.ranks import Ranks
 
 
 def evaluate_checkpoint(
@@ -69,7 +69,7 @@ def evaluate_checkpoint(
     everything = np.arange(len(dataset))
     objective = build_objective(model, config.objective, seed=0)
     engine = build_engine(
-        objective, World(), EngineOptions(kind="torch"), OptimizerOptions(), clip=None, grad_accumulation=1
+        objective, Ranks(), EngineOptions(kind="torch"), OptimizerOptions(), clip=None, grad_accumulation=1
     )
     source = Data(
         dataset, Split(everything, everything, everything), target, next(model.parameters()).dtype, engine.device

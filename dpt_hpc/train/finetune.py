@@ -20,15 +20,15 @@ from dpt_hpc.train.checkpoint import WEIGHTS, find_checkpoint, load_card, load_w
 from dpt_hpc.train.config import FinetuneConfig
 from dpt_hpc.train.monitor import Monitor, write_json
 from dpt_hpc.train.parts import make_split, target_values
+from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run
 from dpt_hpc.train.run_dir import claim_run_dir
-from dpt_hpc.train.world import World
 
 NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_images")
 """Options of a network that may differ from those it was pre-trained with: they change no tensor."""
 
 
-def finetune(config: FinetuneConfig, world: World, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def finetune(config: FinetuneConfig, ranks: Ranks, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Run every seed; returns and writes the summary, run_dir/results.json.
 
     Each seed is a run of its own in run_dir/seed_<n>; with `resume`, finished seeds are not run again. Raises
@@ -36,17 +36,17 @@ def finetune(config: FinetuneConfig, world: World, *, resume: bool = False, quie
     """
     run_dir = Path(config.run_dir)
     claim_run_dir(run_dir, config, resume=resume)
-    runs = [Run(config, seed, run_dir / f"seed_{seed}", world, resume=resume, quiet=quiet) for seed in config.seeds]
+    runs = [Run(config, seed, run_dir / f"seed_{seed}", ranks, resume=resume, quiet=quiet) for seed in config.seeds]
     dataset = Dataset.open(config.data.path)
     target_values(dataset, config.objective.target)
-    monitor = Monitor(None, quiet=quiet or world.rank > 0)
+    monitor = Monitor(None, quiet=quiet or ranks.rank > 0)
     checkpoint = None if config.pretrained is None else find_checkpoint(config.pretrained)
     unknown: list[str] = []
     if checkpoint is not None:
         monitor.say(load_pretrained(build_model(config.model), config.model, checkpoint).describe(checkpoint))
         known = load_card(checkpoint).elements
         unknown = [SYMBOLS[z] for z in dataset.elements if z not in known]
-        if unknown and world.rank == 0:
+        if unknown and ranks.rank == 0:
             print(f"warning: elements that {checkpoint} was not trained on: {', '.join(unknown)}", file=sys.stderr)
     sources = {"pretrained": None if checkpoint is None else describe_checkpoint(checkpoint)}
     for run in runs:
@@ -59,7 +59,7 @@ def finetune(config: FinetuneConfig, world: World, *, resume: bool = False, quie
             load_pretrained(model, config.model, checkpoint)
         run.train(dataset, split, model, sources)
     summary = {**summarise(config, dataset), "elements_new_to_pretrained": unknown}
-    if world.rank == 0:
+    if ranks.rank == 0:
         write_json(run_dir / "results.json", summary)
     spread = f" ± {summary['std']:.2g}" if summary["std"] is not None else ""
     monitor.say(

@@ -168,7 +168,7 @@ class Trainer:
         counts: Counter[str] = Counter()
         for batch in mine:
             counts.update(self.objective.counts(batch))
-        step_counts = engine.sum(counts)
+        step_counts = engine.ranks.sum(counts)
         total = zeros(self.objective)
         total["structures"] = sum(b.num_structures for b in mine)
         for i, batch in enumerate(mine):
@@ -177,7 +177,7 @@ class Trainer:
             total.update({k: float(v) for k, v in sums.items()})
             with part("backward"):
                 engine.backward(loss, last=i == len(mine) - 1)
-        sums_of_step = engine.sum(total)
+        sums_of_step = engine.ranks.sum(total)
         with part("update"):
             norm = engine.step()
         if not (math.isfinite(self.objective.loss_of(sums_of_step)) and math.isfinite(norm)):
@@ -225,7 +225,7 @@ class Trainer:
                 point(self.run_dir, "best", checkpoint)
             point(self.run_dir, "last", checkpoint)
             prune(self.run_dir, self.config.checkpoint.keep)
-        self.engine.barrier()
+        self.engine.ranks.barrier()
 
     def resume(self, checkpoint: Path, weights: dict[str, Tensor]) -> None:
         """Stand where `checkpoint` was saved."""
@@ -272,7 +272,7 @@ def evaluate(objective: Objective, engine: Engine, data: Data, indices: Indices,
                 _, sums = objective(batch, VALIDATION_EPOCH, counts)
             total.update({k: float(v) for k, v in sums.items()})
     objective.train(was_training)
-    return objective.metrics_of(engine.sum(total))
+    return objective.metrics_of(engine.ranks.sum(total))
 
 
 def collect_predictions(
@@ -301,7 +301,7 @@ def collect_predictions(
                 found[f"{label}_structure"] = structure[mask]
             for key, value in found.items():
                 parts.setdefault(key, []).append(value.detach().cpu().numpy())
-    gathered = engine.gather({k: np.concatenate(v) for k, v in parts.items()})
+    gathered = engine.ranks.gather({k: np.concatenate(v) for k, v in parts.items()})
     if gathered is None:
         return None
     keys = {k for share in gathered for k in share}

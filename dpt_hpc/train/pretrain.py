@@ -11,29 +11,29 @@ from dpt_hpc.data.split import Split
 from dpt_hpc.models import Scaling, build_model
 from dpt_hpc.train.config import PretrainConfig
 from dpt_hpc.train.parts import make_split
+from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run
-from dpt_hpc.train.world import World
 
 
 def prepare(
-    config: PretrainConfig, world: World, *, resume: bool = False, quiet: bool = False
+    config: PretrainConfig, ranks: Ranks, *, resume: bool = False, quiet: bool = False
 ) -> tuple[Run, Dataset, Split, Scaling]:
     """The run, its data and its network, before the first step. Writes nothing.
 
     Raises ConfigError if the directory holds another run, DataError if data and objective do not fit.
     """
-    run = Run(config, config.seed, Path(config.run_dir), world, resume=resume, quiet=quiet)
+    run = Run(config, config.seed, Path(config.run_dir), ranks, resume=resume, quiet=quiet)
     dataset = Dataset.open(config.data.path)
     split = make_split(dataset, config.data.split, config.objective, config.seed)
     torch.manual_seed(config.seed)
     return run, dataset, split, build_model(config.model)
 
 
-def pretrain(config: PretrainConfig, world: World, *, resume: bool = False, quiet: bool = False) -> Path:
+def pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool = False, quiet: bool = False) -> Path:
     """Run `config` to its end; returns the run directory.
 
     Raises ConfigError if the directory holds another run, DataError if data and objective do not fit.
     """
-    run, dataset, split, model = prepare(config, world, resume=resume, quiet=quiet)
+    run, dataset, split, model = prepare(config, ranks, resume=resume, quiet=quiet)
     run.train(dataset, split, model, sources={})
     return run.run_dir

@@ -22,9 +22,9 @@ from dpt_hpc.train.loop import Data, Trainer, collect_predictions, evaluate
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import check_elements
+from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
-from dpt_hpc.train.world import World
 
 
 def describe_data(dataset: Dataset, config: RunConfig) -> list[dict[str, Any]]:
@@ -43,13 +43,13 @@ class Run:
         config: PretrainConfig | FinetuneConfig,
         seed: int,
         run_dir: Path,
-        world: World,
+        ranks: Ranks,
         *,
         resume: bool,
         quiet: bool,
     ) -> None:
         claim_run_dir(run_dir, config, resume=resume)
-        self.config, self.seed, self.run_dir, self.world, self.quiet = config, seed, run_dir, world, quiet
+        self.config, self.seed, self.run_dir, self.ranks, self.quiet = config, seed, run_dir, ranks, quiet
         self.last = run_dir / "checkpoints" / "last"
         self.resume = resume and self.last.exists()
 
@@ -72,7 +72,7 @@ class Run:
         dtype = torch.float64 if precision == "float64" else torch.float32
         model.to(dtype)
         if precision in ("bf16", "tf32"):
-            if precision == "tf32" and choose_device(config.engine, self.world).type != "cuda":
+            if precision == "tf32" and choose_device(config.engine, self.ranks.world).type != "cuda":
                 raise ConfigError(
                     "training.precision is tf32, a format of NVIDIA's tensor cores, but this run is on the CPU.\n"
                     "Set training.precision to bf16 or float32, or engine.device=cuda."
@@ -93,7 +93,7 @@ class Run:
 
         engine = build_engine(
             build_objective(model, config.objective, self.seed),
-            self.world,
+            self.ranks,
             config.engine,
             config.optimizer,
             clip=config.training.clip_norm,
@@ -117,7 +117,7 @@ class Run:
             **describe_environment(),
             "started": _now(),
             "world_size": engine.world_size,
-            "launched_by": self.world.source,
+            "launched_by": self.ranks.world.source,
             "engine": type(engine).__name__,
             "device": str(engine.device),
             "seed": self.seed,
@@ -128,7 +128,7 @@ class Run:
         first = engine.rank == 0
         if first:
             facts = self._prepare(facts, dataset, split)
-        engine.barrier()
+        engine.ranks.barrier()
         # Without a checkpoint nothing of an earlier log counts, not even its record of epoch 0.
         monitor = Monitor(
             self.run_dir if first else None,
@@ -139,7 +139,7 @@ class Run:
         monitor.say(
             f"{self.run_dir}: {len(split.train)} / {len(split.validation)} / {len(split.test)} structures to train, "
             f"validate, test; {facts['parameters']} parameters; {facts['engine']} on {facts['device']}; "
-            f"{self.world.source}" + (f"; resumed at step {trainer.step}" if self.resume else "")
+            f"{self.ranks.world.source}" + (f"; resumed at step {trainer.step}" if self.resume else "")
         )
         unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]
         if unseen:
@@ -194,7 +194,7 @@ class Run:
         part = "test" if "test" in results else "validation"
         errors = "  ".join(f"{k} {v:.4g}" for k, v in results[part].items())
         monitor.say(f"best epoch {results['best_epoch']} | {part} {errors} | {self.run_dir}")
-        engine.barrier()
+        engine.ranks.barrier()
 
 
 def _first_validation(log: Path) -> dict[str, float] | None:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.train.interfaces import node_name
 
 DEFAULT_PORT = 29500
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among all ranks, and where rank 0 listens. source: which launcher said so."""
+    """Who this process is among all ranks, and where rank 0 listens.
+
+    node: name of this process's node, distinct between nodes; local_rank, local_world_size: this process among the
+    ranks of its node, ordered by rank; node_rank: nodes are numbered in the order of their first ranks. source: which
+    launcher said so.
+    """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    node: str = field(default_factory=node_name)
+    node_rank: int = 0
+    num_nodes: int = 1
     master_address: str = "127.0.0.1"
     master_port: int = DEFAULT_PORT
     source: str = "no launcher: one process"
@@ -28,6 +39,7 @@ class World:
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_world_size),
             "WORLD_SIZE": str(self.world_size),
             "MASTER_ADDR": self.master_address,
             "MASTER_PORT": str(self.master_port),
@@ -54,8 +66,10 @@ _LAUNCHERS = (
 def find_world(environment: Mapping[str, str] = os.environ) -> World:
     """The world as the launcher's environment variables describe it.
 
-    Raises EnvironmentFault if a variable is missing or contradicts another.
+    Before the ranks have met: local_world_size, node_rank and num_nodes are those of one process. Raises
+    EnvironmentFault if a variable is missing or contradicts another.
     """
+    node = node_name(environment)
     for launcher in _LAUNCHERS:
         if launcher.rank not in environment or launcher.world_size not in environment:
             continue
@@ -65,18 +79,19 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
         if not 0 <= rank < world_size:
             raise EnvironmentFault(f"{launcher.name}: {launcher.rank}={rank}, but {launcher.world_size}={world_size}.")
         if world_size == 1:
-            return World(source=f"{launcher.name}: one process")
+            return World(node=node, source=f"{launcher.name}: one process")
         address, port = _rendezvous(environment, launcher)
-        return World(rank, local_rank, world_size, address, port, launcher.name)
-    return World()
+        return World(
+            rank, local_rank, world_size, node=node, master_address=address, master_port=port, source=launcher.name
+        )
+    return World(node=node)
 
 
-def enter_world() -> World:
-    """`find_world`, told to this process's environment too, where torch.distributed and error messages look for it."""
-    world = find_world()
-    if world.world_size > 1:
-        os.environ.update(world.environment())
-    return world
+def leave_mpi() -> None:
+    """Finalise MPI if this process has started it: the last thing that a rank of a run that went well does."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()
 
 
 def _rendezvous(environment: Mapping[str, str], launcher: _Launcher) -> tuple[str, int]:
@@ -92,6 +107,10 @@ def _rendezvous(environment: Mapping[str, str], launcher: _Launcher) -> tuple[st
 
 
 def _rendezvous_over_mpi(world_size: int) -> tuple[str, int]:
+    import mpi4py
+
+    # At the end of a failed process, Finalize would wait for the other ranks: `leave_mpi` calls it where all went well.
+    mpi4py.rc.finalize = False
     from mpi4py import MPI
 
     communicator = MPI.COMM_WORLD
@@ -108,8 +127,6 @@ def _rendezvous_over_mpi(world_size: int) -> tuple[str, int]:
             mine = (socket.gethostname(), free.getsockname()[1])
     host, port = communicator.bcast(mine)
     one_node = len(set(communicator.allgather(socket.gethostname()))) == 1
-    # Only the rendezvous needs MPI. Left to the end of the process, its Finalize would wait for ranks that have failed.
-    MPI.Finalize()
     return ("127.0.0.1" if one_node else host), port
 
 

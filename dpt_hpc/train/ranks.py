@@ -1,0 +1,230 @@
+"""The control plane: how the ranks of a run meet, and the few calls by which they agree on something.
+
+`enter_world` is called once per process, before any data is opened. Calls on a Ranks are collective: every rank of the
+group makes the same ones in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.train.interfaces import host_name, interface_towards, own_address_towards
+from dpt_hpc.train.world import World, find_world, leave_mpi
+
+JOIN_SECONDS = 300.0
+"""How long the first ranks wait for the last one: a large job's Python can take minutes to start."""
+CALL_TIMEOUT = timedelta(minutes=30)
+"""No collective call waits longer. Generous: one rank may prepare data while the others wait for it. That a rank is
+dead or stopped is found much earlier, by its connections and its heartbeat."""
+
+
+class Ranks:
+    """The ranks of one run, or (`.node`) those of this process's node. `Ranks()` is a single process.
+
+    world: who this process is. rank, size: its place in this group. store: what all ranks of the run can write keys
+    into (a torch.distributed.Store), None for a single process.
+    """
+
+    def __init__(
+        self,
+        world: World | None = None,
+        *,
+        members: Sequence[int] = (0,),
+        group: distributed.ProcessGroup | None = None,
+        store: distributed.Store | None = None,
+        node: Ranks | None = None,
+    ) -> None:
+        self.world = World() if world is None else world
+        self.rank = members.index(self.world.rank)
+        self.size = len(members)
+        self.store = store
+        self.node = self if node is None else node
+        self._root = members[0]
+        self._group = group
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank (pickled; other ranks' argument is not looked at)."""
+        if self.size == 1:
+            return value
+        held = [value if self.rank == 0 else None]
+        distributed.broadcast_object_list(held, src=self._root, group=self._group)
+        return held[0]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks in their order, on rank 0; None elsewhere."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        distributed.gather_object(value, gathered, dst=self._root, group=self._group)
+        return gathered
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The values of all ranks in their order, on every rank."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        distributed.all_gather_object(gathered, value, group=self._group)
+        return gathered
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the ranks in float64, the same bits on each; the same keys on every rank."""
+        if self.size == 1:
+            return dict(values)
+        packed = torch.tensor(list(values.values()), dtype=torch.float64)
+        distributed.all_reduce(packed, group=self._group)
+        return dict(zip(values, packed.tolist(), strict=True))
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        # Not torch's own, which on a machine with GPUs would be NCCL's and take memory on GPU 0 from every rank.
+        self.sum({"here": 1.0})
+
+
+def enter_world(join_seconds: float | None = None) -> Ranks:
+    """Meet the other ranks that the launcher started, if any; returns once all are there.
+
+    join_seconds: how long to wait for the last one; else DPT_HPC_JOIN_SECONDS, else JOIN_SECONDS. Raises
+    EnvironmentFault, on every rank that is there, if one is missing or the launcher's variables contradict each other.
+    """
+    world = find_world()
+    if world.world_size == 1:
+        return Ranks(world)
+    # Where torch.distributed, DeepSpeed and our error messages look for them.
+    os.environ.update(world.environment())
+    seconds = join_seconds or float(os.environ.get("DPT_HPC_JOIN_SECONDS", JOIN_SECONDS))
+    store = _meet(world, seconds)
+    answer = _introduce(world, store, seconds)
+    members: list[int] = answer["members"]
+    world = replace(
+        world,
+        local_rank=members.index(world.rank),
+        local_world_size=len(members),
+        node_rank=answer["node_rank"],
+        num_nodes=answer["num_nodes"],
+    )
+    os.environ.update(world.environment())
+    # Gloo would listen where the host's own name points to, which may be the loopback device, or nowhere.
+    if interface := interface_towards(answer["towards"]):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=distributed.PrefixStore("torch", store),
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=CALL_TIMEOUT,
+    )
+    group = None
+    if 1 < len(members) < world.world_size:
+        group = distributed.new_group(members, timeout=CALL_TIMEOUT, backend="gloo", use_local_synchronization=True)
+    everyone = range(world.world_size)
+    node = Ranks(world, members=members, group=group) if len(members) < world.world_size else None
+    return Ranks(world, members=everyone, store=distributed.PrefixStore("dpt_hpc", store), node=node)
+
+
+def leave_world() -> None:
+    """Leave the other ranks, if there are any: the last thing that a rank does."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+    leave_mpi()
+
+
+def _meet(world: World, seconds: float) -> distributed.Store:
+    """The key-value store in rank 0's process (or in torchrun's)."""
+    listens = world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        store = distributed.TCPStore(
+            world.master_address,
+            world.master_port,
+            is_master=listens,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=seconds),
+        )
+    except RuntimeError as error:
+        place = f"{world.master_address}:{world.master_port}"
+        if listens:
+            raise EnvironmentFault(
+                f"rank 0 on {host_name()}: cannot listen on {place}: {_first_line(error)}\n"
+                "Another job may hold the port: set MASTER_PORT to a free one, the same for all ranks."
+            ) from error
+        raise EnvironmentFault(
+            f"rank {world.rank} on {host_name()}: rank 0 did not answer at {place} within {seconds:g} s: "
+            f"{_first_line(error)}\nSet MASTER_ADDR to a name or address of rank 0's host that {host_name()} reaches."
+        ) from error
+    # torchrun keeps one store for all restarts of a job.
+    return distributed.PrefixStore(f"join {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _introduce(world: World, store: distributed.Store, seconds: float) -> dict[str, Any]:
+    """What rank 0 finds out from all ranks, for this one: the members of its node, and where the nodes are."""
+    address = own_address_towards(world.master_address)
+    hello = {"node": world.node, "host": host_name(), "address": address, "source": world.source}
+    store.set(f"hello {world.rank}", json.dumps(hello))
+    if world.rank == 0:
+        _answer_all(world, store, seconds)
+    try:
+        # Rank 0 is the one that knows who is missing: let it speak first.
+        store.wait([f"answer {world.rank}"], timedelta(seconds=seconds + 30))
+    except RuntimeError as error:
+        raise EnvironmentFault(f"rank {world.rank} on {host_name()}: rank 0 is gone: {_first_line(error)}") from error
+    answer: dict[str, Any] = json.loads(store.get(f"answer {world.rank}"))
+    if "fault" in answer:
+        raise EnvironmentFault(answer["fault"])
+    return answer
+
+
+def _answer_all(world: World, store: distributed.Store, seconds: float) -> None:
+    """Rank 0's part of the introduction."""
+    hellos: dict[int, dict[str, str]] = {}
+    until = time.monotonic() + seconds
+    for rank in range(world.world_size):
+        try:
+            store.wait([f"hello {rank}"], timedelta(seconds=max(until - time.monotonic(), 0.001)))
+        except RuntimeError:
+            continue
+        hellos[rank] = json.loads(store.get(f"hello {rank}"))
+    fault = _missing(world, hellos, seconds)
+    nodes: dict[str, list[int]] = {}
+    for rank, hello in hellos.items():
+        nodes.setdefault(hello["node"], []).append(rank)
+    order = list(nodes)
+    one_host = len({hello["host"] for hello in hellos.values()}) == 1
+    # Rank 0's own host name may lead rank 0 itself to the loopback device: an address of another host does not.
+    abroad = next((h["address"] for h in hellos.values() if h["host"] != host_name() and h["address"]), None)
+    for rank, hello in hellos.items():
+        if fault:
+            answer: dict[str, Any] = {"fault": fault}
+        else:
+            towards = abroad if rank == 0 or hello["host"] == host_name() else world.master_address
+            answer = {
+                "members": nodes[hello["node"]],
+                "node_rank": order.index(hello["node"]),
+                "num_nodes": len(order),
+                "towards": "127.0.0.1" if one_host else towards,
+            }
+        store.set(f"answer {rank}", json.dumps(answer))
+
+
+def _missing(world: World, hellos: Mapping[int, Mapping[str, str]], seconds: float) -> str | None:
+    missing = [rank for rank in range(world.world_size) if rank not in hellos]
+    if not missing:
+        return None
+    some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    return (
+        f"{world.source} announced {world.world_size} ranks, but {len(missing)} did not come within {seconds:g} s: "
+        f"rank {some}.\nLook for their messages above, or for a host that cannot reach "
+        f"{world.master_address}:{world.master_port}; DPT_HPC_JOIN_SECONDS waits longer."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
