@@ -42,6 +42,12 @@ VARIANTS: dict[str, Options] = {
     for stage in (0, 1, 2)
     for accumulation in (1, 2)
 }
+EDGE_BUDGET = 500
+"""Less than the edges of one crystal in three, and than the share of a rank in most steps."""
+BUDGET_VARIANTS: dict[str, Options] = {
+    f"{name}, edge budget": {**options, "training": {**options["training"], "edge_budget": EDGE_BUDGET}}
+    for name, options in VARIANTS.items()
+}
 AVERAGED = "ZeRO 1, moving average"
 VARIANTS[AVERAGED] = {"engine": {"kind": "deepspeed", "zero_stage": 1}, "training": {"ema_decay": 0.8}}
 FORCES_ONLY: Options = {"objective": {"kind": "derivatives", "energy_weight": 0, "stress_weight": 0}}
@@ -137,7 +143,13 @@ def one_rank(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module")
 def two_ranks(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return run_all(2, VARIANTS | FORCES_ONLY_VARIANTS, options, tmp_path_factory.mktemp("two_ranks"))
+    variants = VARIANTS | BUDGET_VARIANTS | FORCES_ONLY_VARIANTS
+    return run_all(2, variants, options, tmp_path_factory.mktemp("two_ranks"))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return run_all(4, VARIANTS | BUDGET_VARIANTS, options, tmp_path_factory.mktemp("four_ranks"))
 
 
 def equal_runs(a: Path, b: Path) -> None:
@@ -155,11 +167,20 @@ def equal_runs(a: Path, b: Path) -> None:
 
 @needs_mpi
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS | BUDGET_VARIANTS)
 def test_two_ranks_equal_one(variant: str, one_rank: dict[str, Path], two_ranks: dict[str, Path]) -> None:
     path = two_ranks[variant]
     facts = json.loads((path / "run.json").read_text())
     assert (facts["world_size"], facts["engine"]) == (2, "DeepSpeedEngine")
+    equal_runs(path, one_rank.get(variant, one_rank["plain"]))
+
+
+@needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS | BUDGET_VARIANTS)
+def test_four_ranks_equal_one(variant: str, one_rank: dict[str, Path], four_ranks: dict[str, Path]) -> None:
+    path = four_ranks[variant]
+    assert json.loads((path / "run.json").read_text())["world_size"] == 4
     equal_runs(path, one_rank.get(variant, one_rank["plain"]))
 
 

@@ -7,43 +7,176 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+BLOCK = 64
+"""Structures that stay neighbours until their window is shuffled: they are read from disk in one piece."""
+
 
 class Sampler:
-    """Random batches of an epoch, each divided over ranks and accumulation steps with nearly equal numbers of edges.
+    """The steps of an epoch, each divided over ranks and micro-batches with nearly equal numbers of edges.
 
-    indices (S,): the structures to draw from. edge_estimate: one number per structure of the dataset, indexed by
-    `indices`. The structures of a step do not depend on the number of ranks; the union over ranks and steps of an
-    epoch is `indices`, each once.
+    indices (S,): the structures to draw from, ascending. edges: how many each structure of the dataset has, indexed by
+    `indices`. window: how many structures are shuffled among themselves (rounded down to whole steps); a larger dataset
+    is cut into blocks of 64 neighbours, and the windows are made of blocks in random order. similar_sizes: the steps of
+    a window consist of structures with like numbers of edges, in random order. edge_budget: how many edges a
+    micro-batch may have; None: any number.
+
+    The structures of a step do not depend on the number of ranks or on the budget; the union over the steps of an epoch
+    is `indices`, each once.
     """
 
-    def __init__(self, indices: Indices, edge_estimate: NDArray[np.int64], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        indices: Indices,
+        edges: NDArray[np.int64],
+        batch_size: int,
+        seed: int,
+        *,
+        window: int = 65_536,
+        similar_sizes: bool = False,
+        edge_budget: int | None = None,
+    ) -> None:
         self.indices = indices
-        self.edge_estimate = edge_estimate
+        self.edges = edges
         self.batch_size = batch_size
         self.seed = seed
-        # The order of the epoch at hand: derived, kept because drawing it at every step would cost more than the step.
-        self._epoch: int | None = None
-        self._order = indices
+        self.similar_sizes = similar_sizes
+        self.edge_budget = edge_budget
+        self._shuffled_at_once = len(indices) <= window
+        self._window_steps = self.steps_per_epoch if self._shuffled_at_once else max(window // batch_size, 1)
+        # The window at hand: derived, kept because drawing it at every step would cost more than the step.
+        self._at: tuple[int, int] | None = None
+        self._steps: list[Indices] = []
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def step(self, epoch: int, step: int, parts: int) -> list[Indices]:
-        """Structures of step `step` of `epoch`, divided into `parts` micro-batches (a part may be empty)."""
-        if self._epoch != epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.indices)
-        return balance(self._order[step * self.batch_size : (step + 1) * self.batch_size], self.edge_estimate, parts)
+    def windows(self) -> list[range]:
+        """The steps of an epoch that draw from the same window, window by window."""
+        every, total = self._window_steps, self.steps_per_epoch
+        return [range(start, min(start + every, total)) for start in range(0, total, every)]
+
+    def step(self, epoch: int, step: int) -> Indices:
+        """The structures of step `step` of `epoch`, over all ranks."""
+        window = step // self._window_steps
+        if self._at != (epoch, window):
+            self._at, self._steps = (epoch, window), self._draw(epoch, window)
+        return self._steps[step - window * self._window_steps]
+
+    def parts(self, epoch: int, step: int, world_size: int, accumulation: int) -> list[list[Indices]]:
+        """The structures of a step, per micro-batch and rank: parts[m][r]; a part may be empty.
+
+        There are `accumulation` micro-batches, or as many more as the edge budget needs, the same on every rank. A
+        structure above the budget is alone in its part.
+        """
+        structures = self.step(epoch, step)
+        if world_size == accumulation == 1 and self.edge_budget is None:
+            return [[structures]]
+        return divide(structures, self.edges, world_size, accumulation, self.edge_budget)
+
+    def imbalance(self, parts: list[list[Indices]]) -> float:
+        """Edges of the rank that has most, over the mean of all ranks."""
+        loads = [sum(int(self.edges[part].sum()) for part in of_rank) for of_rank in zip(*parts, strict=True)]
+        return max(loads) * len(loads) / max(sum(loads), 1)
+
+    def above_budget(self) -> Indices:
+        """Structures that have more edges than the budget."""
+        budget = np.inf if self.edge_budget is None else self.edge_budget
+        return self.indices[self.edges[self.indices] > budget]
+
+    def _draw(self, epoch: int, window: int) -> list[Indices]:
+        """The steps of one window."""
+        if self._shuffled_at_once:
+            random = np.random.default_rng([self.seed, epoch])
+            drawn = random.permutation(self.indices)
+        else:
+            random = np.random.default_rng([self.seed, epoch, 1 + window])
+            drawn = random.permutation(self._members(epoch, window))
+        cuts = np.arange(self.batch_size, len(drawn), self.batch_size)
+        if not self.similar_sizes:
+            return np.split(drawn, cuts)
+        # Neighbours in the order of sizes, moved by up to half a step, so that no two epochs have the same steps. The
+        # short step, if there is one, is cut at random: in the same place it would favour the same structures for ever.
+        place = np.argsort(np.argsort(self.edges[drawn], kind="stable"), kind="stable")
+        drawn = drawn[np.argsort(place + random.uniform(0, self.batch_size, len(drawn)), kind="stable")]
+        short = len(drawn) % self.batch_size
+        if short:
+            cuts[random.integers(len(cuts) + 1) :] -= self.batch_size - short
+        steps = np.split(drawn, cuts)
+        return [steps[k] for k in random.permutation(len(steps))]
+
+    def _members(self, epoch: int, window: int) -> Indices:
+        """The structures of a window: a stretch of the blocks in the epoch's order."""
+        total = len(self.indices)
+        starts = np.random.default_rng([self.seed, epoch]).permutation(np.arange(0, total, BLOCK))
+        ends = np.minimum(starts + BLOCK, total)
+        position = np.cumsum(ends - starts)
+        first = window * self._window_steps * self.batch_size
+        last = min(first + self._window_steps * self.batch_size, total)
+        blocks = range(int(np.searchsorted(position, first, "right")), int(np.searchsorted(position, last)) + 1)
+        before = int(position[blocks[0]] - (ends - starts)[blocks[0]])
+        stretch = np.concatenate([self.indices[starts[b] : ends[b]] for b in blocks])
+        return stretch[first - before : last - before]
 
 
-def balance(indices: Indices, weight: NDArray[np.int64], parts: int) -> list[Indices]:
-    """Divide `indices` into `parts` of nearly equal total weight: heaviest first, each to the lightest part so far."""
-    if parts == 1:
-        return [indices]
-    bins: list[list[int]] = [[] for _ in range(parts)]
-    load = np.zeros(parts)
-    for index in sorted(indices.tolist(), key=lambda i: (-int(weight[i]), i)):
-        lightest = int(load.argmin())
-        bins[lightest].append(index)
-        load[lightest] += max(int(weight[index]), 1)
-    return [np.array(b, dtype=np.int64) for b in bins]
+def divide(
+    structures: Indices, edges: NDArray[np.int64], world_size: int, accumulation: int, budget: int | None
+) -> list[list[Indices]]:
+    """Divide a step over ranks, then each rank's share over micro-batches: heaviest first, each to the lightest so far.
+
+    edges: indexed by `structures`. Returns parts[m][r], see `Sampler.parts`; O(S log S) and no loop over ranks.
+    """
+    # A structure without edges costs something too, and counting it keeps ranks and micro-batches from being piled up.
+    weight = np.maximum(edges[structures], 1)
+    order = np.lexsort((structures, -weight))
+    structures, weight = structures[order], weight[order]
+    rank = _to_the_lightest(weight, world_size)
+
+    # One row per rank, its structures from the left, heaviest first.
+    by_rank = np.argsort(rank, kind="stable")
+    held = np.bincount(rank, minlength=world_size)
+    column = np.arange(len(rank)) - np.repeat(np.cumsum(held) - held, held)
+    weights = np.zeros((world_size, int(held.max())), dtype=np.int64)
+    weights[rank[by_rank], column] = weight[by_rank]
+    micro = _micro_batches(weights, accumulation, budget)[rank[by_rank], column]
+
+    count = max(accumulation, int(micro.max()) + 1)
+    part = micro * world_size + rank[by_rank]
+    ends = np.cumsum(np.bincount(part, minlength=count * world_size))
+    parts = np.split(structures[by_rank][np.argsort(part, kind="stable")], ends[:-1])
+    return [parts[m * world_size : (m + 1) * world_size] for m in range(count)]
+
+
+def _to_the_lightest(weight: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
+    """The bin of each item: in the order given, each goes to the bin that is lightest so far.
+
+    Among many bins an eighth of them is served at a time: thousands of ranks then cost a sort each time, and the loads
+    are as equal as with one at a time.
+    """
+    chosen = np.zeros(len(weight), dtype=np.int64)
+    load = np.zeros(bins, dtype=np.int64)
+    at_once = max(bins // 8, 1)
+    for start in range(0, len(weight), at_once):
+        items = weight[start : start + at_once]
+        lightest = np.argsort(load, kind="stable")[: len(items)]
+        chosen[start : start + at_once] = lightest
+        load[lightest] += items
+    return chosen
+
+
+def _micro_batches(weights: NDArray[np.int64], least: int, budget: int | None) -> NDArray[np.int64]:
+    """The micro-batch of each item of each row, with as few micro-batches as all rows fit into, but `least`."""
+    if budget is not None:
+        least = max(least, -(-int(np.minimum(weights, budget).sum(axis=1).max()) // budget))
+    rows = np.arange(len(weights))
+    while True:
+        chosen = np.zeros_like(weights)
+        load = np.zeros((len(weights), least), dtype=np.int64)
+        held = np.zeros_like(load)
+        for k in range(weights.shape[1]):
+            chosen[:, k] = load.argmin(axis=1)
+            load[rows, chosen[:, k]] += weights[:, k]
+            held[rows, chosen[:, k]] += weights[:, k] > 0
+        if budget is None or not ((load > budget) & (held > 1)).any():
+            return chosen
+        least += 1

@@ -39,6 +39,9 @@ class DataOptions(Options):
     path: tuple[str, ...] = Field(min_length=1)
     """Directories written by `dpt-hpc ingest`; one or several."""
     split: SplitOptions = SplitOptions()
+    shuffle_window: int = Field(65_536, ge=1)
+    """How many structures are shuffled among themselves. A larger dataset is drawn in windows of that many, made of
+    blocks of 64 neighbours in random order, so that a step needs one window in reach and not the dataset."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -103,7 +106,14 @@ class TrainingOptions(Options):
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(50, ge=1)
     """Structures per optimiser step, over all ranks and accumulation steps together."""
+    batching: Literal["random", "similar_sizes"] = "random"
+    """similar_sizes: the structures of a step have like numbers of edges (and the steps come in random order), so that
+    ranks with few structures each still do equal work. random is the paper's."""
     grad_accumulation: int = Field(1, ge=1)
+    """Micro-batches per step, at least; the edge budget may need more."""
+    edge_budget: int | None = Field(None, ge=1)
+    """Edges that a micro-batch of one rank may hold; null: any number. A step that needs more is computed in more
+    micro-batches, with the same loss and gradient. A structure above the budget is computed alone."""
     clip_norm: float | None = Field(10.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Exponential moving average of the weights; validation, best checkpoint and export then use the average."""

@@ -155,6 +155,8 @@ class DeepSpeedEngine(Engine):
         return loss, sums
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        # DeepSpeed knows one number of micro-batches for the whole run, but the edge budget may need more in a step.
+        self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks; our shares are to be summed.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
         if not last:

@@ -75,8 +75,15 @@ class Trainer:
     ) -> None:
         self.engine, self.data, self.config, self.run_dir, self.card = engine, data, config, run_dir, card
         self.objective: Objective = engine.objective
-        indices, estimate = data.split.train, data.dataset.edge_estimate
-        self.sampler = Sampler(indices, estimate, config.training.batch_size, seed)
+        self.sampler = Sampler(
+            data.split.train,
+            data.dataset.edge_estimate,
+            config.training.batch_size,
+            seed,
+            window=config.data.shuffle_window,
+            similar_sizes=config.training.batching == "similar_sizes",
+            edge_budget=config.training.edge_budget,
+        )
         schedule = config.schedule
         self.schedule = ReduceLROnPlateau(
             engine.optimizer,
@@ -162,9 +169,9 @@ class Trainer:
     def train_step(self, step_in_epoch: int) -> tuple[dict[str, float], float]:
         """One optimiser step. Returns the sums of its errors over all ranks, and the gradient's norm."""
         engine, accumulation = self.engine, self.config.training.grad_accumulation
-        parts = self.sampler.step(self.epoch, step_in_epoch, engine.world_size * accumulation)
+        parts = self.sampler.parts(self.epoch, step_in_epoch, engine.world_size, accumulation)
         with part("data"):
-            mine = [self.data.batch(share) for share in parts[engine.rank :: engine.world_size]]
+            mine = [self.data.batch(of_ranks[engine.rank]) for of_ranks in parts]
         counts: Counter[str] = Counter()
         for batch in mine:
             counts.update(self.objective.counts(batch))
@@ -181,7 +188,8 @@ class Trainer:
         with part("update"):
             norm = engine.step()
         if not (math.isfinite(self.objective.loss_of(sums_of_step)) and math.isfinite(norm)):
-            raise self._diverged(np.concatenate(parts), self.objective.loss_of(sums_of_step), norm)
+            structures = self.sampler.step(self.epoch, step_in_epoch)
+            raise self._diverged(structures, self.objective.loss_of(sums_of_step), norm)
         if self.average is not None:
             self.average.update_parameters(self.objective.model)
         return sums_of_step, norm

@@ -1,0 +1,36 @@
+"""Splits: no group in two parts, nothing lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpt_hpc.data.split import split_dataset
+from dpt_hpc.errors import DataError
+
+
+@given(st.lists(st.integers(0, 12), min_size=30, max_size=200), st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_a_split_parts_no_group_and_loses_nothing(labels: list[int], seed: int) -> None:
+    groups = np.array([f"material {label}" for label in labels])
+    try:
+        split = split_dataset(groups, (0.6, 0.2, 0.2), seed)
+    except DataError:
+        return  # too few groups for three parts
+    parts = [split.train, split.validation, split.test]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    members = [set(groups[p]) for p in parts]
+    assert members[0].isdisjoint(members[1] | members[2])
+    assert members[1].isdisjoint(members[2])
+
+
+def test_a_random_split_has_the_sizes_asked_for() -> None:
+    split = split_dataset(np.arange(1000).astype(str), (0.6, 0.2, 0.2), seed=3)
+    assert [len(split.train), len(split.validation), len(split.test)] == [600, 200, 200]
+
+
+def test_an_empty_part_is_refused() -> None:
+    with pytest.raises(DataError, match=r"split: the validation part is empty: 0\.2 of 3 structures in 1 groups"):
+        split_dataset(np.array(["NaCl"] * 3), (0.6, 0.2, 0.2), seed=0)
