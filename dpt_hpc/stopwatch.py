@@ -18,7 +18,7 @@ _running: Stopwatch | None = None
 
 
 class Stopwatch:
-    """Seconds by part, and how often each was entered.
+    """Seconds by part, how often each was entered, and whatever else was counted meanwhile.
 
     settle: called wherever a part begins or ends; on a GPU it must wait for the kernels in flight, whose time would
     else be counted in a later part.
@@ -27,6 +27,7 @@ class Stopwatch:
     def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.entries: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._settle = settle
         self._open: list[str] = []
         self._since = 0.0
@@ -72,3 +73,9 @@ def part(name: str) -> AbstractContextManager[None]:
 def measuring() -> bool:
     """Whether a stopwatch runs."""
     return _running is not None
+
+
+def count(name: str, amount: int = 1) -> None:
+    """Add `amount` to what a stopwatch that runs has counted as `name`."""
+    if _running is not None:
+        _running.counts[name] += amount

@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,14 @@ from torch.optim import AdamW
 
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.ops import NATIVE_DEVICES
+from dpt_hpc.stopwatch import count, measuring
 from dpt_hpc.train.config import EngineOptions, OptimizerOptions
 from dpt_hpc.train.objective import Objective, Sums
-from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.train.ranks import Ranks, measured_call
 from dpt_hpc.train.world import World
+
+SMALLEST_GRADIENT = 1024
+"""Bytes: smaller collective calls of DeepSpeed are norms and flags."""
 
 
 class Engine(ABC):
@@ -130,6 +134,7 @@ class DeepSpeedEngine(Engine):
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
         # Adopts the group that is there.
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        _measure_calls(deepspeed.comm.comm.cdb)
         # The micro-batch size only satisfies DeepSpeed's arithmetic: our sampler forms the batches.
         # ZeRO wraps the optimiser, but shares its parameter groups: the schedule sets the learning rate here.
         self._optimizer = _adamw(objective, options)
@@ -255,6 +260,37 @@ def _import_deepspeed(device: torch.device) -> Any:
     # torch's word to DeepSpeed's authors, at every step of ZeRO 1 and 2.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     return deepspeed
+
+
+def _measure_calls(backend: Any) -> None:
+    """Let DeepSpeed's collective calls be told apart by a stopwatch: they happen inside its backward and its step."""
+    if getattr(backend, "measured_by_dpt_hpc", False):
+        return
+    backend.measured_by_dpt_hpc = True
+    for name in ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor"):
+        setattr(backend, name, _measured(getattr(backend, name), halves=2 if name == "all_reduce" else 1))
+
+
+def _measured(call: Callable[..., Any], halves: int) -> Callable[..., Any]:
+    """halves: of an all-reduce, which is a reduce-scatter and an all-gather of the same bytes."""
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        if not measuring():
+            return call(*arguments, **options)
+        tensors = [a for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
+        size = max(t.numel() * t.element_size() for t in tensors)
+        if size >= SMALLEST_GRADIENT:
+            count("gradient_bytes", size * halves // 2)
+            count("gradient_messages")
+        else:
+            count("sums")
+        with measured_call():
+            handle = call(*arguments, **options)
+            if hasattr(handle, "wait"):  # its time belongs here, not to whoever happens to wait later
+                handle.wait()
+        return handle
+
+    return measured
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import distributed
 
 from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.stopwatch import count, measuring, part
 from dpt_hpc.train.interfaces import host_name, interface_towards, own_address_towards
 from dpt_hpc.train.world import World, find_world, leave_mpi
 
@@ -81,7 +83,9 @@ class Ranks:
         if self.size == 1:
             return dict(values)
         packed = torch.tensor(list(values.values()), dtype=torch.float64)
-        distributed.all_reduce(packed, group=self._group)
+        with measured_call(self._group):
+            distributed.all_reduce(packed, group=self._group)
+        count("sums")
         return dict(zip(values, packed.tolist(), strict=True))
 
     def barrier(self) -> None:
@@ -131,10 +135,25 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
     return Ranks(world, members=everyone, store=distributed.PrefixStore("dpt_hpc", store), node=node)
 
 
+@contextmanager
+def measured_call(group: distributed.ProcessGroup | None = None) -> Iterator[None]:
+    """Around a collective call: to a stopwatch that runs, waiting for the slowest rank is a part of its own."""
+    if not measuring():
+        yield
+        return
+    with part("imbalance"):
+        distributed.all_reduce(torch.zeros(1), group=group)
+    with part("all-reduce"):
+        yield
+
+
 def leave_world() -> None:
     """Leave the other ranks, if there are any: the last thing that a rank does."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        # A thread of Gloo may still hold a tensor of the last call. It needs the interpreter to let it go, and aborts
+        # the process if that is gone.
+        time.sleep(0.05)
     leave_mpi()
 
 
