@@ -71,13 +71,20 @@ class Trainer:
     """A run in progress: everything that a checkpoint must hold, and the steps that change it."""
 
     def __init__(
-        self, engine: Engine, data: Data, config: RunConfig, seed: int, run_dir: Path, card: ModelCard
+        self,
+        engine: Engine,
+        data: Data,
+        config: RunConfig,
+        seed: int,
+        run_dir: Path,
+        card: ModelCard,
+        edges: NDArray[np.int64],
     ) -> None:
         self.engine, self.data, self.config, self.run_dir, self.card = engine, data, config, run_dir, card
         self.objective: Objective = engine.objective
         self.sampler = Sampler(
             data.split.train,
-            data.dataset.edge_estimate,
+            edges,
             config.training.batch_size,
             seed,
             window=config.data.shuffle_window,

@@ -17,6 +17,7 @@ from dpt_hpc.models import Scaling, set_precision
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import ModelCard, load_state, load_weights
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
+from dpt_hpc.train.counting import Counts, count_edges, needs_counts
 from dpt_hpc.train.engine import build_engine, choose_device
 from dpt_hpc.train.loop import Data, Trainer, collect_predictions, evaluate
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
@@ -52,6 +53,7 @@ class Run:
         self.config, self.seed, self.run_dir, self.ranks, self.quiet = config, seed, run_dir, ranks, quiet
         self.last = run_dir / "checkpoints" / "last"
         self.resume = resume and self.last.exists()
+        self.counts: Counts | None = None
 
     @property
     def finished(self) -> bool:
@@ -100,7 +102,12 @@ class Run:
             grad_accumulation=config.training.grad_accumulation,
         )
         data = Data(dataset, split, target, dtype, engine.device)
-        trainer = Trainer(engine, data, config, self.seed, self.run_dir, card)
+        edges = dataset.edge_estimate
+        if needs_counts(config, self.ranks):
+            self.counts = count_edges(model, data, self.ranks, self.run_dir)
+            edges = edges.copy()
+            edges[split.train] = self.counts.edges
+        trainer = Trainer(engine, data, config, self.seed, self.run_dir, card, edges)
         if self.resume:
             trainer.resume(self.last, weights)
         return trainer
@@ -161,6 +168,8 @@ class Run:
             save_config(self.config, self.run_dir.parent / "config.yaml")
         save_config(self.config, self.run_dir / "config.yaml")
         write_json(self.run_dir / "run.json", facts)
+        if self.counts is not None:
+            self.counts.save(self.run_dir)
         parts = {"train": split.train, "validation": split.validation, "test": split.test}
         write_arrays(self.run_dir / "split.npz", {k: np.array(dataset.ids(v), dtype=np.str_) for k, v in parts.items()})
         return facts
