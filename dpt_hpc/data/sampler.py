@@ -76,8 +76,11 @@ class Sampler:
 
     def imbalance(self, parts: list[list[Indices]]) -> float:
         """Edges of the rank that has most, over the mean of all ranks."""
-        loads = [sum(int(self.edges[part].sum()) for part in of_rank) for of_rank in zip(*parts, strict=True)]
-        return max(loads) * len(loads) / max(sum(loads), 1)
+        ranks = len(parts[0])
+        shares = [part for micro in parts for part in micro]
+        rank = np.repeat(np.arange(len(shares)) % ranks, [len(part) for part in shares])
+        loads = np.bincount(rank, weights=self.edges[np.concatenate(shares)], minlength=ranks)
+        return float(loads.max() * ranks / max(loads.sum(), 1))
 
     def above_budget(self) -> Indices:
         """Structures that have more edges than the budget."""
@@ -166,6 +169,8 @@ def _to_the_lightest(weight: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
 
 def _micro_batches(weights: NDArray[np.int64], least: int, budget: int | None) -> NDArray[np.int64]:
     """The micro-batch of each item of each row, with as few micro-batches as all rows fit into, but `least`."""
+    if budget is None and least == 1:
+        return np.zeros_like(weights)
     if budget is not None:
         least = max(least, -(-int(np.minimum(weights, budget).sum(axis=1).max()) // budget))
     rows = np.arange(len(weights))
