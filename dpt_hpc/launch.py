@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from dpt_hpc.__main__ import run_command_line
 
 
 def main() -> None:
     """Run the verb that the config names (pretrain or finetune) on every rank: `dpt-hpc run CONFIG [--set K=V]`."""
-    run_command_line(["run", *sys.argv[1:]])
+    run_command_line(["run", *without_local_rank(sys.argv[1:])])
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the --local_rank that deepspeed and older torch launchers append for each process; they
+    say the same by LOCAL_RANK."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("--local_rank", "--local-rank"):
+            next(words, None)
+        elif not word.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(word)
+    return kept
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""This host on the network: its name, and its address and interface towards another host."""
+"""This host on the network: its name, its address and interface towards another host, and what that one is called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
 from collections.abc import Mapping
+
+from dpt_hpc.errors import EnvironmentFault
 
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 
@@ -49,3 +52,38 @@ def interfaces() -> dict[str, str]:
                 continue
             found[name] = socket.inet_ntoa(reply[20:24])
     return found
+
+
+def resolves(host: str) -> bool:
+    """Whether `host` is a name, or an address, that leads somewhere from here."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def reachable(host: str) -> str:
+    """`host` if its name resolves here, else the address that Slurm knows it by.
+
+    Raises EnvironmentFault if neither leads to an address.
+    """
+    if resolves(host):
+        return host
+    address = _address_in_slurm(host)
+    if address and resolves(address):
+        return address
+    slurm = f"and Slurm knows no other address of it (scontrol -o show node {host}: NodeAddr={address})"
+    raise EnvironmentFault(
+        f"the host of rank 0, {host}, does not resolve on {host_name()}, {slurm}.\n"
+        "Set MASTER_ADDR to an address of it that all nodes reach, or add the name to /etc/hosts."
+    )
+
+
+def _address_in_slurm(host: str) -> str | None:
+    try:
+        command = ["scontrol", "-o", "show", "node", host]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return next((word.partition("=")[2] for word in told.split() if word.startswith("NodeAddr=")), None)

@@ -20,7 +20,7 @@ from torch import distributed
 
 from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.stopwatch import count, measuring, part
-from dpt_hpc.train.interfaces import host_name, interface_towards, own_address_towards
+from dpt_hpc.train.interfaces import host_name, interface_towards, own_address_towards, reachable
 from dpt_hpc.train.world import World, find_world, leave_mpi
 
 JOIN_SECONDS = 300.0
@@ -103,6 +103,7 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
     world = find_world()
     if world.world_size == 1:
         return Ranks(world)
+    world = replace(world, master_address=reachable(world.master_address))
     # Where torch.distributed, DeepSpeed and our error messages look for them.
     os.environ.update(world.environment())
     seconds = join_seconds or float(os.environ.get("DPT_HPC_JOIN_SECONDS", JOIN_SECONDS))
@@ -185,6 +186,11 @@ def _meet(world: World, seconds: float) -> distributed.Store:
 
 def _introduce(world: World, store: distributed.Store, seconds: float) -> dict[str, Any]:
     """What rank 0 finds out from all ranks, for this one: the members of its node, and where the nodes are."""
+    if store.add(f"claims {world.rank}", 1) > 1:
+        raise EnvironmentFault(
+            f"rank {world.rank} on {host_name()}: another process is rank {world.rank} too ({world.source}).\n"
+            "Two jobs may share MASTER_PORT, or ranks were numbered by hand: give each job a port, each process a rank."
+        )
     address = own_address_towards(world.master_address)
     hello = {"node": world.node, "host": host_name(), "address": address, "source": world.source}
     store.set(f"hello {world.rank}", json.dumps(hello))

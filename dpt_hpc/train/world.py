@@ -7,9 +7,10 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dpt_hpc.errors import EnvironmentFault
-from dpt_hpc.train.interfaces import node_name
+from dpt_hpc.train.interfaces import interfaces, node_name, resolves
 
 DEFAULT_PORT = 29500
 
@@ -47,20 +48,29 @@ class World:
 
 
 @dataclass(frozen=True)
-class _Launcher:
+class Launcher:
+    """The variables by which a launcher tells a process its place. sign: a variable that this launcher alone sets."""
+
     name: str
+    sign: str
     rank: str
-    local_rank: str
     world_size: str
+    local_rank: str
 
 
-# In the order in which they are asked: a launcher that runs inside another one comes first.
-_LAUNCHERS = (
-    _Launcher("torchrun or deepspeed", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    _Launcher("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    _Launcher("mpirun (MPICH)", "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
-    _Launcher("srun", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),
-)
+# A launcher may run inside another one (torchrun, or mpirun's daemons, one per node, inside srun): the first of this
+# list is the innermost, and knows.
+LAUNCHERS = (
+    Launcher("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    Launcher("deepspeed", "CROSS_RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    Launcher("mpirun (Open MPI)", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+             "OMPI_COMM_WORLD_LOCAL_RANK"),
+    Launcher("mpiexec (MPICH)", "MPI_LOCALRANKID", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    Launcher("mpiexec (PALS)", "PALS_RANKID", "PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID"),
+    Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    Launcher("mpiexec (PMI)", "PMI_SIZE", "PMI_RANK", "PMI_SIZE", "LOCAL_RANK"),
+)  # fmt: skip
+BY_HAND = Launcher("RANK and WORLD_SIZE, set by hand", "RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 def find_world(environment: Mapping[str, str] = os.environ) -> World:
@@ -70,21 +80,35 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
     EnvironmentFault if a variable is missing or contradicts another.
     """
     node = node_name(environment)
-    for launcher in _LAUNCHERS:
-        if launcher.rank not in environment or launcher.world_size not in environment:
-            continue
-        rank = _integer(environment, launcher.rank)
-        world_size = _integer(environment, launcher.world_size)
-        local_rank = _integer(environment, launcher.local_rank) if launcher.local_rank in environment else 0
-        if not 0 <= rank < world_size:
-            raise EnvironmentFault(f"{launcher.name}: {launcher.rank}={rank}, but {launcher.world_size}={world_size}.")
-        if world_size == 1:
-            return World(node=node, source=f"{launcher.name}: one process")
-        address, port = _rendezvous(environment, launcher)
-        return World(
-            rank, local_rank, world_size, node=node, master_address=address, master_port=port, source=launcher.name
+    launcher = next((known for known in LAUNCHERS if known.sign in environment), BY_HAND)
+    hosts = _host_file(environment)
+    sizes = {launcher.world_size: str(len(hosts))} if launcher is BY_HAND and hosts else {}
+    if launcher.rank not in environment:
+        if launcher is not BY_HAND:
+            raise EnvironmentFault(
+                f"{launcher.name} has set {launcher.sign}, but not {launcher.rank}: this process has no rank.\n"
+                f"Start every rank by {launcher.name}, and keep the variables that it sets."
+            )
+        if int(environment.get("WORLD_SIZE", 1)) > 1:
+            raise EnvironmentFault(
+                f"WORLD_SIZE is {environment['WORLD_SIZE']}, but RANK is not set and no launcher was found.\n"
+                "Start the ranks by srun, mpirun, deepspeed or torchrun, or set RANK for each."
+            )
+        return World(node=node, source=_alone(environment))
+    known = {**sizes, **environment}
+    rank, world_size = _integer(known, launcher.rank), _integer(known, launcher.world_size)
+    if not 0 <= rank < world_size:
+        raise EnvironmentFault(
+            f"{launcher.name}: {launcher.rank}={rank}, but {launcher.world_size}={world_size}.\n"
+            "Ranks are counted from 0: one of the two is left over from another job, or set by hand."
         )
-    return World(node=node)
+    _check_agreement(environment, launcher, rank, world_size)
+    source = f"srun ({flavour})" if launcher.name == "srun" and (flavour := _pmi(environment)) else launcher.name
+    if world_size == 1:
+        return World(node=node, source=_alone(environment) if launcher.name == "srun" else f"{source}: one process")
+    local_rank = _integer(environment, launcher.local_rank) if launcher.local_rank in environment else 0
+    address, port = _rendezvous(environment, launcher, world_size, hosts)
+    return World(rank, local_rank, world_size, node=node, master_address=address, master_port=port, source=source)
 
 
 def leave_mpi() -> None:
@@ -94,15 +118,66 @@ def leave_mpi() -> None:
         mpi.Finalize()
 
 
-def _rendezvous(environment: Mapping[str, str], launcher: _Launcher) -> tuple[str, int]:
-    if "MASTER_ADDR" in environment:
-        return environment["MASTER_ADDR"], int(environment.get("MASTER_PORT", DEFAULT_PORT))
-    if launcher.name.startswith("mpirun"):
-        return _rendezvous_over_mpi(_integer(environment, launcher.world_size))
+def _check_agreement(environment: Mapping[str, str], launcher: Launcher, rank: int, world_size: int) -> None:
+    """RANK and WORLD_SIZE set by hand, and PMI's and PMIx's variables under srun, must say what the launcher says."""
+    others = [("RANK", "WORLD_SIZE")]
     if launcher.name == "srun":
-        # Same on every rank of a job step, distinct between jobs that share a node.
-        port = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
-        return _first_host(environment.get("SLURM_STEP_NODELIST", "localhost")), port
+        others += [("PMI_RANK", "PMI_SIZE"), ("PMIX_RANK", "PMI_SIZE")]
+    for other_rank, other_size in others:
+        for name, own_name, value in (
+            (other_rank, launcher.rank, rank),
+            (other_size, launcher.world_size, world_size),
+        ):
+            if name in environment and name != own_name and _integer(environment, name) != value:
+                raise EnvironmentFault(
+                    f"{launcher.name} says {own_name}={value}, but {name}={environment[name]}.\n"
+                    "The ranks would not find each other, or each would train alone. "
+                    f"Unset {name}, or start the ranks by one launcher only."
+                )
+
+
+def _pmi(environment: Mapping[str, str]) -> str | None:
+    return "pmix" if "PMIX_RANK" in environment else "pmi2" if "PMI_RANK" in environment else None
+
+
+def _alone(environment: Mapping[str, str]) -> str:
+    """One process; says if the job has room for more, as it does where srun was forgotten."""
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if tasks != "1" and environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return f"one process, although the job has {tasks} tasks: start it with srun to use them"
+    return "no launcher: one process" if "SLURM_STEP_NUM_TASKS" not in environment else "srun: one process"
+
+
+def _host_file(environment: Mapping[str, str]) -> list[str]:
+    """One line per rank, as PBS writes it: empty without such a file."""
+    path = environment.get("PBS_NODEFILE")
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text().split("\n")
+    except OSError as error:
+        raise EnvironmentFault(
+            f"PBS_NODEFILE is {path}, which cannot be read: {error.strerror}.\nStart the ranks inside the PBS job."
+        ) from None
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _rendezvous(
+    environment: Mapping[str, str], launcher: Launcher, world_size: int, hosts: list[str]
+) -> tuple[str, int]:
+    port = _integer({"MASTER_PORT": str(DEFAULT_PORT), **environment}, "MASTER_PORT")
+    if "MASTER_ADDR" in environment:
+        return environment["MASTER_ADDR"], port
+    if launcher.name.startswith("mpi"):
+        return _rendezvous_over_mpi(world_size)
+    if launcher.name == "srun":
+        # Same on every rank of a job step, distinct between steps and jobs that share a node.
+        job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        port = port if "MASTER_PORT" in environment else 20000 + (job * 13 + step) % 12000
+        one_node = environment.get("SLURM_STEP_NUM_NODES") == "1"
+        return "127.0.0.1" if one_node else first_host(environment.get("SLURM_STEP_NODELIST", "localhost")), port
+    if hosts:
+        return hosts[0], port
     raise EnvironmentFault(f"{launcher.name}: MASTER_ADDR is not set, so ranks cannot meet.\nSet it to rank 0's host.")
 
 
@@ -122,20 +197,24 @@ def _rendezvous_over_mpi(world_size: int) -> tuple[str, int]:
         )
     mine = None
     if communicator.Get_rank() == 0:
+        addresses = [address for address in interfaces().values() if not address.startswith("127.")]
         with socket.socket() as free:
             free.bind(("", 0))
-            mine = (socket.gethostname(), free.getsockname()[1])
-    host, port = communicator.bcast(mine)
-    one_node = len(set(communicator.allgather(socket.gethostname()))) == 1
-    return ("127.0.0.1" if one_node else host), port
+            mine = (socket.gethostname(), addresses, free.getsockname()[1])
+    host, addresses, port = communicator.bcast(mine)
+    if len(set(communicator.allgather(socket.gethostname()))) == 1:
+        return "127.0.0.1", port
+    known = all(communicator.allgather(resolves(host)))
+    return (host if known or not addresses else addresses[0]), port
 
 
-def _first_host(nodelist: str) -> str:
+def first_host(nodelist: str) -> str:
     """`n[1-4,7],m2` -> `n1`: the first host of a Slurm node list."""
     head, bracket, rest = nodelist.partition("[")
     if not bracket or "," in head:
         return head.split(",")[0]
-    return head + rest.split("]")[0].split(",")[0].split("-")[0]
+    inside, _, suffix = rest.partition("]")
+    return head + inside.split(",")[0].split("-")[0] + suffix.split(",")[0].split("[")[0]
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
