@@ -12,10 +12,11 @@ from small_runs import Options, config_of, run, same_weights
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
+from dpt_hpc.data.store import DiskStore
 from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model
 from dpt_hpc.ops import reference
 from dpt_hpc.train.counting import FILE, Counts, count_edges, needs_counts
-from dpt_hpc.train.loop import Data
+from dpt_hpc.train.data import Data
 from dpt_hpc.train.ranks import Ranks
 
 INDICES = np.arange(0, 48, 2)
@@ -24,7 +25,9 @@ INDICES = np.arange(0, 48, 2)
 @pytest.fixture
 def data(small_dataset: Path) -> Data:
     empty = np.zeros(0, dtype=np.int64)
-    return Data(Dataset.open(small_dataset), Split(INDICES, empty, empty), None, torch.float32, torch.device("cpu"))
+    dataset = Dataset.open(small_dataset)
+    store = DiskStore(dataset, dataset.layout(torch.float32, None))
+    return Data(store, Split(INDICES, empty, empty), torch.device("cpu"))
 
 
 def model(**options: float | int) -> EnergyModel:

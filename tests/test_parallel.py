@@ -279,10 +279,10 @@ def test_a_rank_that_fails_alone_ends_the_job_and_is_named(options: Options, tmp
         "from dpt_hpc.errors import DataError\n"
         "from dpt_hpc.train.loop import Trainer\n"
         "train_step = Trainer.train_step\n"
-        "def fail(trainer, step):\n"
+        "def fail(trainer, step, batches):\n"
         "    if trainer.engine.rank == 1 and trainer.step == 3:\n"
         "        raise DataError('shard 3: gone')\n"
-        "    return train_step(trainer, step)\n"
+        "    return train_step(trainer, step, batches)\n"
         "Trainer.train_step = fail\n"
         "launch.main()\n"
     )

@@ -57,8 +57,8 @@ def test_a_training_step_is_told_by_its_parts(finished: tuple[Options, Path], tm
     assert not (tmp_path / "run").exists()
     trainer.objective.train()
     watch = Stopwatch()
-    with watch.run():
-        trainer.train_step(0)
+    with watch.run(), trainer.load() as loader:
+        trainer.train_step(*next(iter(loader)))
     assert {"data", "graph", "forward", "backward", "update", "other"} <= set(watch.seconds)
     assert watch.entries["graph"] == watch.entries["forward"] == watch.entries["backward"] == 1
     assert all(seconds > 0 for seconds in watch.seconds.values())

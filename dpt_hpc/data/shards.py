@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from dpt_hpc.data.columns import LABELS, Array
+from dpt_hpc.data.group import ALONE, Group, agree
 from dpt_hpc.data.joining import join_units, refuse_shared_ids, refuse_twins
 from dpt_hpc.data.manifest import COPY_AGAIN, Manifest, verify_shard
 from dpt_hpc.data.shard_file import ShardFiles
+from dpt_hpc.data.staging import stage_shards
 from dpt_hpc.data.tables import Indices, Layout, Tables
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
@@ -34,7 +36,7 @@ class Dataset:
     those that some structure has · property_names, property_units · manifests, one per path.
     """
 
-    def __init__(self, directories: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    def __init__(self, directories: Sequence[Path], manifests: Sequence[Manifest], node: Group = ALONE) -> None:
         self.manifests = tuple(manifests)
         self.property_units = join_units(directories, manifests)
         self.property_names = tuple(sorted(self.property_units))
@@ -47,31 +49,48 @@ class Dataset:
         self.elements = sorted(SYMBOLS.index(symbol) for symbol in symbols)
         self.atom_ptr = np.zeros(int(self.first_structure[-1]) + 1, dtype=np.int64)
         self.edge_estimate = np.zeros(len(self), dtype=np.int64)
-        for shard in range(len(shards)):
-            self._read_head(shard)
+        mine = range(node.rank, len(shards), node.size)
+        for heads in node.all_gather(agree(node, lambda: {shard: self._head(shard) for shard in mine})):
+            for shard, (atom_ptr, estimate) in heads.items():
+                start, stop = self.first_structure[shard : shard + 2].tolist()
+                self.atom_ptr[start : stop + 1] = atom_ptr + self.first_atom[shard]
+                self.edge_estimate[start:stop] = estimate
 
     @classmethod
-    def open(cls, paths: str | Path | Sequence[str | Path], *, verify: bool = True) -> Dataset:
-        """Open one or several dataset directories.
+    def open(
+        cls,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        verify: bool = True,
+        stage: str | None = None,
+        node: Group = ALONE,
+    ) -> Dataset:
+        """Open one or several dataset directories. Collective among the ranks of `node`, which divide the work.
 
-        verify: compare every shard's SHA-256 with the manifest (reads every byte once; do it once per run). Raises
-        DataError if a directory, its manifest or a shard is missing, truncated, altered, empty or of another version,
-        and if two directories hold the same data or the same structure_id: it would stand in training and test part.
+        verify: compare every shard's SHA-256 with the manifest (reads every byte once; do it once per run). stage: a
+        directory of this node (`${TMPDIR}` and the like are expanded) to copy the shards to, and to read them from.
+        Raises DataError if a directory, its manifest or a shard is missing, truncated, altered, empty or of another
+        version, and if two directories hold the same data or the same structure_id: it would stand in training and test
+        part; EnvironmentFault if they cannot be staged. On every rank of `node`, whichever found it.
         """
         directories = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-        if not directories:
-            raise DataError("dataset: no path was given.\nName at least one directory that `dpt-hpc ingest` wrote.")
-        manifests = [Manifest.read(directory) for directory in directories]
-        for directory, manifest in zip(directories, manifests, strict=True):
-            if manifest.num_structures == 0 or not manifest.shards:
-                raise DataError(f"dataset {directory}: is empty (0 structures).\nIngest again with looser filters.")
-        refuse_twins(directories, manifests)
-        for directory, manifest in zip(directories, manifests, strict=True):
-            for shard in manifest.shards:
-                verify_shard(directory / shard.file, shard, verify)
-        dataset = cls(directories, manifests)
+        first = node.rank == 0
+        manifests = node.all_gather(agree(node, lambda: _read_manifests(directories) if first else []))[0]
+        if stage is not None:
+            directories = stage_shards(directories, manifests, stage, node)
+        shards = [(d / shard.file, shard) for d, m in zip(directories, manifests, strict=True) for shard in m.shards]
+        # What was staged has been hashed while it was copied.
+        by_hash = verify and stage is None
+
+        def check_mine() -> None:
+            for path, shard in shards[node.rank :: node.size]:
+                verify_shard(path, shard, by_hash)
+
+        agree(node, check_mine)
+        dataset = cls(directories, manifests, node)
         if len(directories) > 1:
-            refuse_shared_ids(directories, [m.num_structures for m in manifests], dataset.structure_ids)
+            sizes = [m.num_structures for m in manifests]
+            agree(node, lambda: refuse_shared_ids(directories, sizes, dataset.structure_ids) if first else None)
         return dataset
 
     def __len__(self) -> int:
@@ -256,19 +275,26 @@ class Dataset:
                 column[start:stop] = values
         return column
 
-    def _read_head(self, shard: int) -> None:
-        """Take what is kept in memory from a shard, and see that it holds what the manifest says."""
-        start, stop = self.first_structure[shard : shard + 2].tolist()
-        first, last = self.first_atom[shard : shard + 2].tolist()
+    def _head(self, shard: int) -> tuple[Array, Array]:
+        """What is kept in memory of a shard. Raises DataError if it does not hold what the manifest says."""
+        structures = int(np.diff(self.first_structure)[shard])
+        atoms = int(np.diff(self.first_atom)[shard])
         ptr, estimate = (self.files.read(shard, name) for name in ("atom_ptr", "edge_estimate"))
-        if ptr is None or estimate is None or (len(ptr), len(estimate)) != (stop - start + 1, stop - start):
+        place = f"shard {self.files.paths[shard]}"
+        if ptr is None or estimate is None or (len(ptr), len(estimate)) != (structures + 1, structures):
             found = "no atom_ptr" if ptr is None else f"{len(ptr) - 1} structures"
-            raise DataError(
-                f"shard {self.files.paths[shard]}: has {found}, expected {stop - start} structures.\n{COPY_AGAIN}"
-            )
-        if ptr[-1] != last - first:
-            raise DataError(
-                f"shard {self.files.paths[shard]}: has {ptr[-1]} atoms, expected {last - first}.\n{COPY_AGAIN}"
-            )
-        self.atom_ptr[start : stop + 1] = ptr + first
-        self.edge_estimate[start:stop] = estimate
+            raise DataError(f"{place}: has {found}, expected {structures} structures.\n{COPY_AGAIN}")
+        if ptr[-1] != atoms:
+            raise DataError(f"{place}: has {ptr[-1]} atoms, expected {atoms}.\n{COPY_AGAIN}")
+        return ptr, estimate
+
+
+def _read_manifests(directories: Sequence[Path]) -> list[Manifest]:
+    if not directories:
+        raise DataError("dataset: no path was given.\nName at least one directory that `dpt-hpc ingest` wrote.")
+    manifests = [Manifest.read(directory) for directory in directories]
+    for directory, manifest in zip(directories, manifests, strict=True):
+        if manifest.num_structures == 0 or not manifest.shards:
+            raise DataError(f"dataset {directory}: is empty (0 structures).\nIngest again with looser filters.")
+    refuse_twins(directories, manifests)
+    return manifests

@@ -39,6 +39,14 @@ class DataOptions(Options):
     path: tuple[str, ...] = Field(min_length=1)
     """Directories written by `dpt-hpc ingest`; one or several."""
     split: SplitOptions = SplitOptions()
+    store: Literal["auto", "disk", "node", "cluster"] = "auto"
+    """Where structures are kept between steps; all give the same batches. disk: nowhere, read a window ahead; memory
+    does not grow with the dataset. node: one copy in the memory of each node. cluster: one copy over the memory of all
+    nodes, needs MPI. auto: node if the dataset fits, else cluster if it fits there and MPI is at hand, else disk."""
+    memory: float = Field(0.5, gt=0)
+    """What auto may take of a node's memory: up to 1, a part of what is free; above, GB."""
+    stage: str | None = None
+    """A directory on the node's own disk, such as ${TMPDIR}, to which the shards are copied first, and checked."""
     shuffle_window: int = Field(65_536, ge=1)
     """How many structures are shuffled among themselves. A larger dataset is drawn in windows of that many, made of
     blocks of 64 neighbours in random order, so that a step needs one window in reach and not the dataset."""

@@ -14,7 +14,7 @@ from dpt_hpc.models import EnergyModel
 from dpt_hpc.models.derivatives import build_graph
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.config import RunConfig
-from dpt_hpc.train.loop import Data
+from dpt_hpc.train.data import Data
 from dpt_hpc.train.monitor import write_arrays
 from dpt_hpc.train.ranks import Ranks
 

@@ -13,8 +13,9 @@ from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
 from dpt_hpc.train.config import EngineOptions, FinetuneConfig, OptimizerOptions, PretrainConfig, check_config
+from dpt_hpc.train.data import Data, store_for
 from dpt_hpc.train.engine import build_engine
-from dpt_hpc.train.loop import Data, collect_predictions, evaluate
+from dpt_hpc.train.loop import collect_predictions, evaluate
 from dpt_hpc.train.monitor import write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import target_values
@@ -71,9 +72,8 @@ def evaluate_checkpoint(
     engine = build_engine(
         objective, Ranks(), EngineOptions(kind="torch"), OptimizerOptions(), clip=None, grad_accumulation=1
     )
-    source = Data(
-        dataset, Split(everything, everything, everything), target, next(model.parameters()).dtype, engine.device
-    )
+    store = store_for(dataset, config.data, next(model.parameters()).dtype, target, Ranks())
+    source = Data(store, Split(everything, everything, everything), engine.device)
     errors = evaluate(objective, engine, source, everything, config)
     del errors["loss"]  # its weights are a matter of training
     if out is not None:

@@ -18,8 +18,9 @@ from dpt_hpc.models import EnergyModel, ModelOptions, build_model
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import WEIGHTS, find_checkpoint, load_card, load_weights
 from dpt_hpc.train.config import FinetuneConfig
+from dpt_hpc.train.data import open_dataset, share_split
 from dpt_hpc.train.monitor import Monitor, write_json
-from dpt_hpc.train.parts import make_split, target_values
+from dpt_hpc.train.parts import target_values
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run
 from dpt_hpc.train.run_dir import claim_run_dir
@@ -37,7 +38,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, *, resume: bool = False, quie
     run_dir = Path(config.run_dir)
     claim_run_dir(run_dir, config, resume=resume)
     runs = [Run(config, seed, run_dir / f"seed_{seed}", ranks, resume=resume, quiet=quiet) for seed in config.seeds]
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config.data, ranks)
     target_values(dataset, config.objective.target)
     monitor = Monitor(None, quiet=quiet or ranks.rank > 0)
     checkpoint = None if config.pretrained is None else find_checkpoint(config.pretrained)
@@ -52,7 +53,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, *, resume: bool = False, quie
     for run in runs:
         if run.finished:
             continue
-        split = make_split(dataset, config.data.split, config.objective, run.seed)
+        split = share_split(dataset, config.data, config.objective, run.seed, ranks)
         torch.manual_seed(run.seed)
         model = build_model(config.model)
         if checkpoint is not None:

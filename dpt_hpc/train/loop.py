@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +16,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dpt_hpc.data.loader import Loader, Step
 from dpt_hpc.data.sampler import Sampler
-from dpt_hpc.data.shards import Dataset
-from dpt_hpc.data.split import Split
-from dpt_hpc.errors import DataError, DptError
+from dpt_hpc.errors import DptError
 from dpt_hpc.models import EnergyModel
 from dpt_hpc.stopwatch import part
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.checkpoint import ModelCard, load_state, point, prune, save_checkpoint
 from dpt_hpc.train.config import RunConfig
+from dpt_hpc.train.data import Data
 from dpt_hpc.train.engine import Engine
 from dpt_hpc.train.monitor import Monitor
 from dpt_hpc.train.objective import VALIDATION_EPOCH, Objective
@@ -36,35 +34,6 @@ Indices = NDArray[np.int64]
 
 class DivergedError(DptError):
     """The loss or its gradient is not finite."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset, its split, and how its structures become batches on a device."""
-
-    dataset: Dataset
-    split: Split
-    target: str | None
-    dtype: torch.dtype
-    device: torch.device
-
-    def batch(self, indices: Indices) -> Batch:
-        return self.dataset.read(indices, dtype=self.dtype, target=self.target).to(self.device)
-
-    @contextmanager
-    def naming(self, batch: Batch) -> Iterator[None]:
-        """Whatever is wrong with a structure of `batch` is told with its id: nobody else knows the order of a batch."""
-        try:
-            yield
-        except DataError as error:
-            if error.structure is None:
-                raise
-            index = int(batch.structure_index[error.structure])
-            raise DataError(f"{error}\nIn the dataset it is {self.dataset.ids([index])[0]}.") from None
-
-    def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
-        for start in range(0, len(indices), size):
-            yield self.batch(indices[start : start + size])
 
 
 class Trainer:
@@ -154,31 +123,45 @@ class Trainer:
         """The rest of the current epoch; its mean losses, also of the part before an interruption."""
         every = self.config.checkpoint.every_steps
         self.objective.train()
-        for step_in_epoch in range(self.step_in_epoch, self.sampler.steps_per_epoch):
-            started = time.monotonic()
-            sums, norm = self.train_step(step_in_epoch)
-            self.epoch_sums.update(sums)
-            self.step_in_epoch, self.step = step_in_epoch + 1, self.step + 1
-            seconds = time.monotonic() - started
-            self.epoch_seconds += seconds
-            record = {
-                "loss": self.objective.loss_of(sums),
-                "learning_rate": self.learning_rate,
-                "grad_norm": norm,
-                "structures_per_second": sums["structures"] / seconds,
-            }
-            monitor.step(self.epoch, self.step, record)
-            if every and self.step % every == 0 and self.step_in_epoch < self.sampler.steps_per_epoch:
-                self.save(monitor, best=False)
-                self.objective.train()
+        started = time.monotonic()
+        with self.load() as loader:
+            for step, batches in loader:
+                sums, norm = self.train_step(step, batches)
+                self.epoch_sums.update(sums)
+                self.step_in_epoch, self.step = step.number + 1, self.step + 1
+                seconds = time.monotonic() - started
+                self.epoch_seconds += seconds
+                record = {
+                    "loss": self.objective.loss_of(sums),
+                    "learning_rate": self.learning_rate,
+                    "grad_norm": norm,
+                    "structures_per_second": sums["structures"] / seconds,
+                }
+                monitor.step(self.epoch, self.step, record)
+                if every and self.step % every == 0 and self.step_in_epoch < self.sampler.steps_per_epoch:
+                    self.save(monitor, best=False)
+                    self.objective.train()
+                started = time.monotonic()
         return self.objective.metrics_of(self.epoch_sums)
 
-    def train_step(self, step_in_epoch: int) -> tuple[dict[str, float], float]:
-        """One optimiser step. Returns the sums of its errors over all ranks, and the gradient's norm."""
-        engine, accumulation = self.engine, self.config.training.grad_accumulation
-        parts = self.sampler.parts(self.epoch, step_in_epoch, engine.world_size, accumulation)
-        with part("data"):
-            mine = [self.data.batch(of_ranks[engine.rank]) for of_ranks in parts]
+    def load(self) -> Loader:
+        """This rank's batches of the rest of the current epoch, made ahead of the steps."""
+        epoch, first, engine = self.epoch, self.step_in_epoch, self.engine
+        accumulation = self.config.training.grad_accumulation
+
+        def plan(number: int) -> Step:
+            return Step(number, self.sampler.parts(epoch, number, engine.world_size, accumulation), engine.rank)
+
+        windows = (range(max(window.start, first), window.stop) for window in self.sampler.windows())
+        return Loader(self.data.store, ([plan(number) for number in window] for window in windows if window))
+
+    def train_step(self, step: Step, batches: Sequence[Batch]) -> tuple[dict[str, float], float]:
+        """One optimiser step. Returns the sums of its errors over all ranks, and the gradient's norm.
+
+        batches: this rank's, one for each micro-batch of `step`.
+        """
+        engine = self.engine
+        mine = [batch.to(engine.device) for batch in batches]
         counts: Counter[str] = Counter()
         for batch in mine:
             counts.update(self.objective.counts(batch))
@@ -195,8 +178,7 @@ class Trainer:
         with part("update"):
             norm = engine.step()
         if not (math.isfinite(self.objective.loss_of(sums_of_step)) and math.isfinite(norm)):
-            structures = self.sampler.step(self.epoch, step_in_epoch)
-            raise self._diverged(structures, self.objective.loss_of(sums_of_step), norm)
+            raise self._diverged(step.structures, self.objective.loss_of(sums_of_step), norm)
         if self.average is not None:
             self.average.update_parameters(self.objective.model)
         return sums_of_step, norm
@@ -304,9 +286,8 @@ def collect_predictions(
     parts: dict[str, list[NDArray[Any]]] = {}
     size = config.training.evaluation_batch_size
     with torch.no_grad():
-        for start in range(0, len(mine), size):
+        for start, batch in zip(range(0, len(mine), size), data.batches(indices[mine], size), strict=True):
             rows = mine[start : start + size]
-            batch = data.batch(indices[rows])
             found: dict[str, Tensor] = {"atomic_numbers": batch.atomic_numbers}
             for label, (predicted, true, mask) in objective.predictions(batch, VALIDATION_EPOCH).items():
                 structure = torch.as_tensor(rows, device=mask.device)

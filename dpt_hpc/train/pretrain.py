@@ -10,7 +10,7 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.models import Scaling, build_model
 from dpt_hpc.train.config import PretrainConfig
-from dpt_hpc.train.parts import make_split
+from dpt_hpc.train.data import open_dataset, share_split
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run
 
@@ -23,8 +23,8 @@ def prepare(
     Raises ConfigError if the directory holds another run, DataError if data and objective do not fit.
     """
     run = Run(config, config.seed, Path(config.run_dir), ranks, resume=resume, quiet=quiet)
-    dataset = Dataset.open(config.data.path)
-    split = make_split(dataset, config.data.split, config.objective, config.seed)
+    dataset = open_dataset(config.data, ranks)
+    split = share_split(dataset, config.data, config.objective, config.seed, ranks)
     torch.manual_seed(config.seed)
     return run, dataset, split, build_model(config.model)
 

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpt_hpc.data.group import agree
 from dpt_hpc.errors import DataError
 from dpt_hpc.models import Scaling
 from dpt_hpc.structure import MAX_ATOMIC_NUMBER, Batch
 from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions, PropertyOptions
-from dpt_hpc.train.loop import Data
+from dpt_hpc.train.data import Data
+from dpt_hpc.train.ranks import Ranks
 
 BLOCK = 4096
 """Structures read at a time."""
@@ -44,12 +46,16 @@ def element_references(composition: np.ndarray, energy: np.ndarray) -> np.ndarra
     return solution
 
 
-def training_elements(data: Data) -> tuple[int, ...]:
-    """Sorted atomic numbers of the training part."""
-    found: set[int] = set()
-    for block in _blocks(data):
-        found.update(block.atomic_numbers.unique().tolist())
-    return tuple(sorted(found))
+def training_elements(data: Data, ranks: Ranks) -> tuple[int, ...]:
+    """Sorted atomic numbers of the training part. Collective: each rank looks at its share."""
+
+    def look() -> set[int]:
+        found: set[int] = set()
+        for block in data.batches(np.array_split(data.split.train, ranks.size)[ranks.rank], BLOCK):
+            found.update(block.atomic_numbers.unique().tolist())
+        return found
+
+    return tuple(sorted(set().union(*ranks.all_gather(agree(ranks, look)))))
 
 
 def _blocks(data: Data) -> Iterator[Batch]:

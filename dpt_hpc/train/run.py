@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpt_hpc.data.group import agree
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import ConfigError
@@ -18,8 +20,9 @@ from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import ModelCard, load_state, load_weights
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
 from dpt_hpc.train.counting import Counts, count_edges, needs_counts
+from dpt_hpc.train.data import Data, store_for
 from dpt_hpc.train.engine import build_engine, choose_device
-from dpt_hpc.train.loop import Data, Trainer, collect_predictions, evaluate
+from dpt_hpc.train.loop import Trainer, collect_predictions, evaluate
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import check_elements
@@ -85,13 +88,16 @@ class Run:
             weights = load_weights(self.last)
             model.load_state_dict(load_state(self.last).get("weights", weights))
         target = getattr(config.objective, "target", None)
-        data = Data(dataset, split, target, dtype, torch.device("cpu"))
+        data = Data(store_for(dataset, config.data, dtype, target, self.ranks), split, torch.device("cpu"))
         if not self.resume:
-            fit_scaling(model, config.objective, data)
+            # One rank fits, and all begin with its network: the compositions of all structures are a large matrix.
+            first = self.ranks.rank == 0
+            agree(self.ranks, lambda: fit_scaling(model, config.objective, data) if first else None)
+            model.load_state_dict(self.ranks.broadcast(model.state_dict() if first else None))
         if self.resume:
             check_same_sources(self.run_dir, sources)
         trained_on = {**sources, "objective": config.objective.model_dump(mode="json")}
-        card = ModelCard(config.model, training_elements(data), trained_on)
+        card = ModelCard(config.model, training_elements(data, self.ranks), trained_on)
 
         engine = build_engine(
             build_objective(model, config.objective, self.seed),
@@ -101,7 +107,7 @@ class Run:
             clip=config.training.clip_norm,
             grad_accumulation=config.training.grad_accumulation,
         )
-        data = Data(dataset, split, target, dtype, engine.device)
+        data = replace(data, device=engine.device)
         edges = dataset.edge_estimate
         if needs_counts(config, self.ranks):
             self.counts = count_edges(model, data, self.ranks, self.run_dir)
@@ -151,11 +157,12 @@ class Run:
         unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]
         if unseen:
             monitor.warn(f"elements outside the training part, which the network never sees: {', '.join(unseen)}")
-        try:
-            trainer.fit(monitor)
-        finally:
-            monitor.close()
-        self._conclude(trainer, facts, monitor)
+        with trainer.data.store:
+            try:
+                trainer.fit(monitor)
+            finally:
+                monitor.close()
+            self._conclude(trainer, facts, monitor)
 
     def _prepare(self, facts: dict[str, Any], dataset: Dataset, split: Split) -> dict[str, Any]:
         """Write what is known before the first step; returns `facts` with what an earlier part of the run knew."""

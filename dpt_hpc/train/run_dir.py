@@ -16,6 +16,9 @@ from dpt_hpc.train.config import RunConfig
 FREE_TO_CHANGE = (
     "run_dir",
     "data.path",
+    "data.store",
+    "data.memory",
+    "data.stage",
     "training.epochs",
     "training.evaluation_batch_size",
     "checkpoint.",

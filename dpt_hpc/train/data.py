@@ -1,0 +1,84 @@
+"""The data of a run: opened together by all ranks, split once, and how its structures become batches on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpt_hpc.data.group import agree
+from dpt_hpc.data.loader import Loader, in_windows
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.split import Split
+from dpt_hpc.data.store import Store
+from dpt_hpc.data.store_choice import open_store
+from dpt_hpc.errors import DataError
+from dpt_hpc.structure import Batch
+from dpt_hpc.train.config import DataOptions
+from dpt_hpc.train.parts import ObjectiveOptions, make_split
+from dpt_hpc.train.ranks import Ranks
+
+Indices = NDArray[np.int64]
+
+PIECE = 8192
+"""Structures that are fetched at a time where they are read in a given order, not in the windows of an epoch."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the structures of a run come from, its split, and the device for its batches."""
+
+    store: Store
+    split: Split
+    device: torch.device
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.store.dataset
+
+    @contextmanager
+    def naming(self, batch: Batch) -> Iterator[None]:
+        """Whatever is wrong with a structure of `batch` is told with its id: nobody else knows the order of a batch."""
+        try:
+            yield
+        except DataError as error:
+            if error.structure is None:
+                raise
+            index = int(batch.structure_index[error.structure])
+            raise DataError(f"{error}\nIn the dataset it is {self.dataset.ids([index])[0]}.") from None
+
+    def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
+        """The structures `indices` in that order, `size` at a time, fetched ahead."""
+        with Loader(self.store, in_windows(indices, size, PIECE)) as loader:
+            for _, (batch,) in loader:
+                yield batch.to(self.device)
+
+
+def open_dataset(options: DataOptions, ranks: Ranks) -> Dataset:
+    """The dataset that `options` name, verified once per node. Collective; an error is raised on every rank."""
+    return agree(ranks, lambda: Dataset.open(options.path, stage=options.stage, node=ranks.node))
+
+
+def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOptions, seed: int, ranks: Ranks) -> Split:
+    """The split, made by rank 0 for all. Collective; raises DataError, on every rank, as `make_split` does."""
+    split: Split = ranks.broadcast(
+        agree(ranks, lambda: make_split(dataset, options.split, objective, seed) if ranks.rank == 0 else None)
+    )
+    return split
+
+
+def store_for(dataset: Dataset, options: DataOptions, dtype: torch.dtype, target: str | None, ranks: Ranks) -> Store:
+    """The store that `options` ask for. Collective; raises as `open_store` does."""
+    return open_store(
+        dataset,
+        dataset.layout(dtype, target),
+        options.store,
+        options.memory,
+        everyone=ranks,
+        node=ranks.node,
+        node_rank=ranks.world.node_rank,
+    )
