@@ -9,8 +9,12 @@ from dpt_hpc.__main__ import run_command_line
 
 
 def main() -> None:
-    """Run the verb that the config names (pretrain or finetune) on every rank: `dpt-hpc run CONFIG [--set K=V]`."""
-    run_command_line(["run", *without_local_rank(sys.argv[1:])])
+    """Run the verb that the config names (pretrain or finetune) on every rank: `dpt-hpc run CONFIG [--set K=V]`.
+
+    Also `python -m dpt_hpc.launch doctor ...` and `bench ...`, which are for many ranks too.
+    """
+    words = without_local_rank(sys.argv[1:])
+    run_command_line(words if words[:1] in (["doctor"], ["bench"]) else ["run", *words])
 
 
 def without_local_rank(arguments: Sequence[str]) -> list[str]:

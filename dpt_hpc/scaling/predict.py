@@ -16,6 +16,9 @@ Mode = Literal["weak", "strong"]
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16000)
 
+NEGLIGIBLE = 1e-3
+"""Of a step: a term that costs less bends nothing."""
+
 ASSUMPTIONS = (
     "work: a step of one rank takes fixed + per_edge x edges, fitted to measured steps of a single rank; ranks do not "
     "slow each other down (memory bandwidth and heat of a full node are not modelled: measure on a full node)",
@@ -91,7 +94,7 @@ class Point:
     def bent_by(self) -> str | None:
         """The term that costs most; None where nothing is lost."""
         worst = max(self.losses, key=lambda name: self.losses[name])
-        return worst if self.losses[worst] > 1e-9 * self.seconds else None
+        return worst if self.losses[worst] > NEGLIGIBLE * self.seconds else None
 
 
 def all_reduce(size: float, messages: float, ranks: int, network: Network) -> tuple[str, float, float]:

@@ -1,0 +1,149 @@
+"""From the records of single measurements to one result: efficiency, what it is lost to, and the prediction."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.scaling.imbalance import SimulatedImbalance
+from dpt_hpc.scaling.predict import RANKS, Conditions, Network, Work, as_json, predict_curve, predict_step
+from dpt_hpc.train.monitor import write_json
+
+Record = dict[str, Any]
+
+FABRIC = Network(latency=5e-6, bandwidth=12.5e9)
+"""Where nothing else is said: 5 µs, and 100 Gbit/s for each rank."""
+
+
+def record_path(out: Path, mode: str, ranks: int) -> Path:
+    """Where the measurement of `ranks` ranks lies."""
+    return out / f"{mode}_{ranks:06d}.json"
+
+
+def keep_record(record: Record, edges: NDArray[np.int64], out: Path) -> None:
+    """Write a measurement and the dataset's edges per structure, from which shares are simulated."""
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "edges.npy", edges)
+    write_json(record_path(out, record["mode"], record["ranks"]), record)
+
+
+def join_records(records: Sequence[Record]) -> Record:
+    """Measurements of one mode, by rising numbers of ranks, each compared with the smallest.
+
+    Raises ConfigError if they do not measure the same thing.
+    """
+    records = sorted(records, key=lambda r: r["ranks"])
+    base = records[0]
+    for record in records:
+        if _kind(record) != _kind(base):
+            raise ConfigError(
+                f"the measurements of {base['ranks']} and {record['ranks']} ranks are of different steps, datasets or "
+                "networks.\nMeasure all of them anew, with another --out."
+            )
+    return {"mode": base["mode"], "measurements": [_compared(record, base) for record in records]}
+
+
+def _kind(record: Record) -> tuple[Any, ...]:
+    """What measurements must share to be compared. (Edges are counted on several ranks, and estimated on one.)"""
+    structures = record["structures_per_rank" if record["mode"] == "weak" else "structures"]
+    dataset = record["dataset"]
+    return structures, dataset["structures"], dataset["bytes"], record["parameters"], record["device"]
+
+
+def _compared(record: Record, base: Record) -> Record:
+    """A measurement with its efficiency and, part by part, the seconds of a step that an ideal machine would not need.
+
+    By edges: the steps of two measurements are not the same structures, and edges are what the work is.
+    """
+    share = base["ranks"] / record["ranks"]
+    work = record["edges_per_step"] * share / base["edges_per_step"]
+    watched = record["watched_edges_per_step"] * share / base["watched_edges_per_step"]
+    parts, before = _mean_parts(record), _mean_parts(base)
+    return {
+        **record,
+        "parts": parts,
+        "efficiency": record["structures_per_second"] / base["structures_per_second"] * share,
+        "efficiency_by_edges": base["seconds_per_step"] * work / record["seconds_per_step"],
+        "lost_seconds": {name: parts[name] - before[name] * watched for name in parts},
+    }
+
+
+def _mean_parts(record: Record) -> dict[str, float]:
+    shares = record["per_rank"]
+    return {name: statistics.fmean(s["parts"][name] for s in shares) for name in shares[0]["parts"]}
+
+
+def work_of(records: Sequence[Record]) -> Work:
+    """What one rank does, from its measurement; what is sent, from that of the fewest ranks that send anything.
+
+    Raises ConfigError without a measurement of a single rank.
+    """
+    alone = next((r for r in records if r["ranks"] == 1), None)
+    if alone is None:
+        raise ConfigError(
+            "a prediction starts from the steps of a single rank, which have not been measured.\n"
+            "Measure them too, for example with --ranks 1,2."
+        )
+    fixed, per_edge = fit_line([s["edges"] for s in alone["work"]], [s["seconds"] for s in alone["work"]])
+    together = next((r for r in sorted(records, key=lambda r: r["ranks"]) if r["ranks"] > 1), None)
+    counts = together["counts"] if together else {}
+    dataset = alone["dataset"]
+    return Work(
+        fixed=fixed,
+        per_edge=per_edge,
+        edges=alone["edges_per_step"] / alone["structures"],
+        gradient_bytes=counts.get("gradient_bytes", 4.0 * alone["parameters"]),
+        messages=counts.get("gradient_messages", 1.0),
+        sums=counts.get("sums", 2.0),
+        data_wait=_mean_parts(alone)["data"],
+        structure_bytes=dataset["bytes"] / dataset["structures"],
+        checkpoint=alone["checkpoint"]["held_seconds"],
+    )
+
+
+def fit_line(edges: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Seconds = fixed + per_edge x edges, with least relative errors and neither below 0."""
+    x, y = np.asarray(edges, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
+    if len(set(edges)) > 1:
+        (fixed, slope), *_ = np.linalg.lstsq(np.stack([1 / y, x / y], axis=1), np.ones_like(y), rcond=None)
+        if fixed >= 0 and slope >= 0:
+            return float(fixed), float(slope)
+        if slope < 0:
+            return float(y.mean()), 0.0
+    return 0.0, float(y.sum() / x.sum())
+
+
+def predicted(
+    result: Record, edges: NDArray[np.int64], network: Network, options: Mapping[str, float | None]
+) -> Record:
+    """`result` with a prediction for many ranks on `network`, and with what the same arithmetic says, from the measured
+    network of each measurement, for the ranks that were measured. options: of `Conditions`."""
+    records = result["measurements"]
+    work = work_of(records)
+    structures = next(r["structures"] for r in records if r["ranks"] == 1)
+    conditions = Conditions(result["mode"], structures, **options)  # type: ignore[arg-type]
+    imbalance = SimulatedImbalance(edges, structures, weak=result["mode"] == "weak")
+    points = predict_curve(work, network, conditions, imbalance, RANKS)
+    checked = []
+    for record in records:
+        own = record["network"]
+        if own["latency"] is None:
+            continue
+        here = Network(own["latency"], own["bandwidth"])
+        point = predict_step(work, here, conditions, record["ranks"], imbalance(record["ranks"]))
+        checked.append(
+            {"ranks": record["ranks"], "efficiency": point.efficiency, "measured": record["efficiency_by_edges"]}
+        )
+    return {**result, "prediction": {**as_json(work, network, conditions, points, imbalance), "checked": checked}}
+
+
+def read_records(out: Path, mode: str) -> list[Record]:
+    """The measurements that lie in `out`."""
+    return [json.loads(path.read_text()) for path in sorted(out.glob(f"{mode}_[0-9]*.json"))]
