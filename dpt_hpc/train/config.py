@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import CGCNNOptions, ModelOptions
+from dpt_hpc.train.deepspeed_options import ZERO_3
 
 
 class Options(BaseModel):
@@ -138,7 +139,20 @@ class EngineOptions(Options):
     zero_stage: Literal[0, 1, 2] = 0
     """How much DeepSpeed shards over the ranks; one process alone has nothing to shard. Stage 3 cannot work here: it
     frees weights that the inner gradient still needs."""
+    deepspeed: str | None = None
+    """A JSON file of DeepSpeed (configs/deepspeed) for what has no option here, such as the size of its messages."""
+    world_size: int | None = Field(None, ge=1)
+    """How many ranks the run must have; another number is refused. null: as many as the launcher starts."""
+    pin: bool = True
+    """Divide a node's cores among its ranks, unless the launcher has done so."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _not_stage_3(cls, value: Any) -> Any:
+        if str(value) == "3":
+            raise ValueError(ZERO_3)
+        return value
 
 
 class CheckpointOptions(Options):

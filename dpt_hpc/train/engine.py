@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -23,7 +24,9 @@ from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.ops import NATIVE_DEVICES
 from dpt_hpc.stopwatch import count, measuring
 from dpt_hpc.train.config import EngineOptions, OptimizerOptions
+from dpt_hpc.train.deepspeed_options import read_deepspeed_options, stale_build_locks
 from dpt_hpc.train.objective import Objective, Sums
+from dpt_hpc.train.placement import place
 from dpt_hpc.train.ranks import Ranks, measured_call
 from dpt_hpc.train.world import World
 
@@ -122,11 +125,11 @@ class DeepSpeedEngine(Engine):
         device: torch.device,
         options: OptimizerOptions,
         clip: float | None,
-        zero_stage: int,
+        deepspeed_options: dict[str, Any],
         grad_accumulation: int,
     ) -> None:
         super().__init__(objective, ranks, device)
-        self._zero_stage = zero_stage
+        self._zero_stage = deepspeed_options["zero_optimization"]["stage"]
         deepspeed = _import_deepspeed(device)
         os.environ.update(ranks.world.environment())  # also of a world of one
         if not torch.distributed.is_initialized():
@@ -145,7 +148,7 @@ class DeepSpeedEngine(Engine):
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": grad_accumulation,
                 "gradient_clipping": clip or 0.0,
-                "zero_optimization": {"stage": zero_stage},
+                **deepspeed_options,
                 "steps_per_print": 2**31,
                 "zero_allow_untested_optimizer": True,
             },
@@ -200,7 +203,14 @@ def build_engine(
 ) -> Engine:
     """The engine that `engine` asks for, with the objective on its device."""
     world = ranks.world
+    if engine.world_size not in (None, world.world_size):
+        raise ConfigError(
+            f"engine.world_size is {engine.world_size}, but this run has {world.world_size} rank(s) ({world.source}).\n"
+            "Start as many ranks as it says (was srun or mpirun forgotten?), or set it to null."
+        )
+    deepspeed_options = read_deepspeed_options(engine.deepspeed, engine.zero_stage)
     device = choose_device(engine, world)
+    place(ranks, device, pin=engine.pin)
     objective.to(device)
     kind = engine.kind if engine.kind != "auto" else "torch" if world.world_size == 1 else "deepspeed"
     if kind == "torch":
@@ -215,12 +225,13 @@ def build_engine(
                 "Set engine.kind=deepspeed (or auto), or engine.zero_stage=0."
             )
         return TorchEngine(objective, ranks, device, optimizer, clip)
-    if engine.zero_stage and next(objective.parameters()).dtype == torch.float64:
+    zero_stage = deepspeed_options["zero_optimization"]["stage"]
+    if zero_stage and next(objective.parameters()).dtype == torch.float64:
         raise ConfigError(
-            f"training.precision is float64, but DeepSpeed's ZeRO stage {engine.zero_stage} keeps weights in float32.\n"
+            f"training.precision is float64, but DeepSpeed's ZeRO stage {zero_stage} keeps weights in float32.\n"
             "Set engine.zero_stage=0."
         )
-    return DeepSpeedEngine(objective, ranks, device, optimizer, clip, engine.zero_stage, grad_accumulation)
+    return DeepSpeedEngine(objective, ranks, device, optimizer, clip, deepspeed_options, grad_accumulation)
 
 
 def choose_device(options: EngineOptions, world: World) -> torch.device:
@@ -254,6 +265,8 @@ def _import_deepspeed(device: torch.device) -> Any:
             ) from error
     # DeepSpeed compiles deepspeed_shm_comm (75 s) whenever it makes its backend on a CPU, and a kill meanwhile leaves a
     # lock on which every later run hangs. That op serves inference_all_reduce alone, which training never calls.
+    for lock in stale_build_locks() if os.environ.get("LOCAL_RANK", "0") == "0" else []:
+        print(f"warning: {lock}", file=sys.stderr)
     known = vars(deepspeed.ops).get("__compatible_ops__", {})
     deepspeed.ops.__compatible_ops__ = {**known, "deepspeed_shm_comm": False}
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
