@@ -1,5 +1,5 @@
-"""The CUDA kernels as host C++: the module that tests/emulation makes of them, and the second runs of a test file with
-the address sanitizer and with the thread sanitizer."""
+"""The CUDA kernels as host C++: the module that tests/emulation makes of them, and second runs of test files in a
+process that a sanitizer watches."""
 
 from __future__ import annotations
 
@@ -9,44 +9,51 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests" / "emulation"
 SANITIZER = "DPT_HPC_EMULATED_WITH_SANITIZER"
-SANITIZERS = {"": "undefined", "address": "undefined,address", "thread": "thread"}
+SANITIZERS = {
+    "": [],
+    "address": ["-fsanitize=undefined,address", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
 OWN = [f"-I{path}" for path in (ROOT / "csrc", EMULATION)]
 
 
-def build(sanitizers: str) -> Path:
+def build(sanitizer: str) -> Path:
     """The emulated module, compiled once per state of its sources; an object per .cu file, so that a change of one
     compiles one."""
     headers = [*sorted((ROOT / "csrc").glob("*.h")), *sorted(EMULATION.glob("*.h"))]
     sources = [*sorted((ROOT / "csrc").glob("*.cu")), EMULATION / "module.cpp"]
-    sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined"]
     system = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
     folder = ROOT / "build" / "emulation"
     folder.mkdir(parents=True, exist_ok=True)
-    shared = hashlib.sha256(b"".join(h.read_bytes() for h in headers) + sanitizers.encode())
+    shared = hashlib.sha256(b"".join(h.read_bytes() for h in headers) + sanitizer.encode())
 
-    objects = []
-    for source in sources:
+    def compiled(source: Path) -> Path:
         digest = shared.copy()
         digest.update(source.read_bytes())
         out = folder / f"{source.stem}.{digest.hexdigest()[:16]}.o"
-        flags = ["-O0", *system] if source.suffix == ".cpp" else ["-O1", "-ffp-contract=off", *sanitize]
+        kernels = ["-O1", "-ffp-contract=off", *SANITIZERS[sanitizer]]
+        flags = ["-O0", *system] if source.suffix == ".cpp" else kernels
         _make(out, [COMPILER, *FLAGS, *OWN, *flags, "-x", "c++", "-c", str(source)])
-        objects.append(out)
+        return out
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(compiled, sources))
     name = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
     out = folder / name / "emulated.so"
     out.parent.mkdir(exist_ok=True)
-    _make(out, [COMPILER, *sanitize, "-shared", *map(str, objects)])
+    _make(out, [COMPILER, *SANITIZERS[sanitizer], "-shared", *map(str, objects)])
     return out
 
 
@@ -58,7 +65,7 @@ def _make(out: Path, command: list[str]) -> None:
 
 
 def load() -> ModuleType:
-    path = build(SANITIZERS[os.environ.get(SANITIZER, "")])
+    path = build(os.environ.get(SANITIZER, ""))
     spec = importlib.util.spec_from_file_location("emulated", path)
     assert spec is not None
     assert spec.loader is not None
@@ -67,20 +74,10 @@ def load() -> ModuleType:
     return module
 
 
-def run_with_address_sanitizer(test_file: str) -> None:
-    """The tests of a file once more, in a process that the address sanitizer watches."""
-    _run_again("address", "libasan.so", test_file)
-
-
-def run_with_thread_sanitizer(test_file: str, selected: str) -> None:
-    """Some tests of a file (pytest -k) once more, where each thread of a kernel is one of the machine and the thread
-    sanitizer looks for races."""
-    _run_again("thread", "libtsan.so", test_file, "-k", selected)
-
-
-def _run_again(sanitizer: str, library: str, *arguments: str) -> None:
-    if os.environ.get(SANITIZER):
-        pytest.skip("in a process that a sanitizer watches")
+def run_again(sanitizer: str, test_files: Iterable[Path], *options: str) -> None:
+    """The tests of some files once more, in a process that a sanitizer watches: address (and undefined behaviour), or
+    thread, where each thread of a kernel is one of the machine."""
+    library = {"address": "libasan.so", "thread": "libtsan.so"}[sanitizer]
     # A sanitizer looks for the exceptions of C++ when it is loaded, and the interpreter brings none.
     queries = [[COMPILER, f"-print-file-name={name}"] for name in (library, "libstdc++.so.6")]
     libraries = [subprocess.run(q, check=True, capture_output=True, text=True).stdout.strip() for q in queries]
@@ -90,6 +87,6 @@ def _run_again(sanitizer: str, library: str, *arguments: str) -> None:
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
         "TSAN_OPTIONS": "halt_on_error=1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, *map(str, test_files)]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from emulated import COMPILER, EMULATION, FLAGS, OWN, SANITIZER, run_with_address_sanitizer, run_with_thread_sanitizer
+from emulated import COMPILER, EMULATION, FLAGS, OWN, SANITIZER
 from systems import FCC, NASTY, batch_of, random_system, supercell, system
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -205,13 +205,3 @@ def test_races_are_found(tmp_path: Path) -> None:
 def test_several_blocks_of_one_crystal(emulated: ModuleType) -> None:
     batch = batch_of([supercell(FCC, 3.6, 4, rattle=0.1)])
     assert_same(emulated_graph(emulated, batch, 4.0, 20), radius_graph(*batch, 4.0, 20))
-
-
-@pytest.mark.slow
-def test_no_address_is_wrong() -> None:
-    run_with_address_sanitizer(__file__)
-
-
-@pytest.mark.slow
-def test_no_threads_race() -> None:
-    run_with_thread_sanitizer(__file__, "every_kernel_on_few_atoms")

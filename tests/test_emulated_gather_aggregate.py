@@ -7,7 +7,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from emulated import run_with_address_sanitizer
 from test_gather_aggregate import GRAPHS, gather_inputs, normal
 from torch import Tensor
 
@@ -43,8 +42,3 @@ def test_more_channels_than_lanes(emulated: ModuleType) -> None:
         expected = everything(module._Ends(graph), graph, 70, shared, torch.float32)
         found = everything(module._Ends(graph, kernels=emulated), graph, 70, shared, torch.float32)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-@pytest.mark.slow
-def test_no_address_is_wrong() -> None:
-    run_with_address_sanitizer(__file__)

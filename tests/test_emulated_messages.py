@@ -7,7 +7,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from emulated import run_with_address_sanitizer
 from message_cases import BASES, GAUSSIANS, GRAPHS, SPLINES, assert_close, derivatives, inputs
 from systems import FCC, NASTY, batch_of, supercell
 from torch import Tensor
@@ -213,8 +212,3 @@ def test_features_at_any_address(emulated: ModuleType) -> None:
     shifted = [t.requires_grad_() for t in shifted]
     found, expected = (derivatives(t, GAUSSIANS, graph, partial(fused, cuda=emulated)) for t in (shifted, tensors))
     assert_close(found, expected, 3e-6)
-
-
-@pytest.mark.slow
-def test_no_address_is_wrong() -> None:
-    run_with_address_sanitizer(__file__)

@@ -7,7 +7,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from emulated import run_with_address_sanitizer
 from radial_message_cases import CASES, GRAPHS, MODULE, assert_close, call, derivatives, inputs
 from systems import FCC, batch_of, supercell
 from torch.autograd import gradcheck, gradgradcheck
@@ -168,8 +167,3 @@ def test_the_order_by_window_is_made_once(emulated: ModuleType) -> None:
     assert taps.by_first[0] is order
     assert torch.equal(order, torch.argsort(first, stable=True))
     assert all(bool((first[order[a:b]] == k).all()) for k, (a, b) in enumerate(itertools.pairwise(ptr.tolist())))
-
-
-@pytest.mark.slow
-def test_no_address_is_wrong() -> None:
-    run_with_address_sanitizer(__file__)

@@ -1,5 +1,5 @@
-"""No two threads of a block touch one place in shared memory without a barrier: the thread sanitizer watches the CUDA
-kernels, each thread of CUDA being one of the operating system (tests/emulation/threads.h)."""
+"""The CUDA kernels touch no address that is not theirs, and no two threads of a block touch one place in shared memory
+without a barrier: sanitizers watch them as host C++."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from emulated import COMPILER, EMULATION, FLAGS, ROOT
+from emulated import COMPILER, EMULATION, FLAGS, ROOT, run_again
 
 THREADS = EMULATION / "threads"
 PROGRAMS = sorted(path.stem for path in THREADS.glob("*.cpp"))
+TESTS = sorted(set(Path(__file__).parent.glob("test_emulated_*.py")) - {Path(__file__)})
+
+
+@pytest.mark.slow
+def test_no_address_is_wrong() -> None:
+    run_again("address", TESTS)
+
+
+@pytest.mark.slow
+def test_no_threads_race_over_the_graph() -> None:
+    run_again("thread", [Path(__file__).with_name("test_emulated_cuda.py")], "-k", "every_kernel_on_few_atoms")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_no_races(name: str, tmp_path: Path) -> None:
+def test_no_threads_race_over_messages(name: str, tmp_path: Path) -> None:
+    """Each thread of CUDA is one of the operating system (tests/emulation/threads.h)."""
     program = tmp_path / name
     own = [f"-I{path}" for path in (ROOT / "csrc", EMULATION, THREADS)]
     command = [COMPILER, *FLAGS, *own, "-O1", "-fsanitize=thread", str(THREADS / f"{name}.cpp"), "-o", str(program)]
