@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,7 +76,7 @@ class Sampler:
             return [[structures]]
         return divide(structures, self.edges, world_size, accumulation, self.edge_budget)
 
-    def imbalance(self, parts: list[list[Indices]]) -> float:
+    def imbalance(self, parts: Sequence[Sequence[Indices]]) -> float:
         """Edges of the rank that has most, over the mean of all ranks."""
         ranks = len(parts[0])
         shares = [part for micro in parts for part in micro]

@@ -120,9 +120,10 @@ class TrainingOptions(Options):
     ranks with few structures each still do equal work. random is the paper's."""
     grad_accumulation: int = Field(1, ge=1)
     """Micro-batches per step, at least; the edge budget may need more."""
-    edge_budget: int | None = Field(None, ge=1)
+    edge_budget: int | Literal["auto"] | None = None
     """Edges that a micro-batch of one rank may hold; null: any number. A step that needs more is computed in more
-    micro-batches, with the same loss and gradient. A structure above the budget is computed alone."""
+    micro-batches, with the same loss and gradient. A structure above the budget is computed alone. auto: as many as the
+    first steps show to fit into memory; two such runs may learn different budgets, and then differ by rounding."""
     clip_norm: float | None = Field(10.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Exponential moving average of the weights; validation, best checkpoint and export then use the average."""
@@ -131,6 +132,13 @@ class TrainingOptions(Options):
     layers round their factors to that format, and so do these products' derivatives. Weights, gradients, geometry,
     filters, messages, sums, normalisation and the last map to the energy stay in float32."""
     evaluation_batch_size: int = Field(64, ge=1)
+
+    @field_validator("edge_budget", mode="before")
+    @classmethod
+    def _a_budget(cls, value: Any) -> Any:
+        if value not in (None, "auto") and (type(value) is not int or value < 1):
+            raise ValueError(f"is {value!r}, expected a number of edges, auto or null")
+        return value
 
 
 class EngineOptions(Options):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +24,12 @@ from dpt_hpc.errors import DptError
 from dpt_hpc.models import EnergyModel
 from dpt_hpc.stopwatch import part
 from dpt_hpc.structure import Batch
+from dpt_hpc.train.budget import EdgeBudget
 from dpt_hpc.train.checkpoint import ModelCard, load_state, point, prune, save_checkpoint
 from dpt_hpc.train.config import RunConfig
+from dpt_hpc.train.costs import EpochCosts
 from dpt_hpc.train.data import Data
-from dpt_hpc.train.engine import Engine
+from dpt_hpc.train.engine import Engine, TorchEngine
 from dpt_hpc.train.monitor import Monitor
 from dpt_hpc.train.objective import VALIDATION_EPOCH, Objective
 
@@ -58,8 +62,8 @@ class Trainer:
             seed,
             window=config.data.shuffle_window,
             similar_sizes=config.training.batching == "similar_sizes",
-            edge_budget=config.training.edge_budget,
         )
+        self.budget = EdgeBudget(config.training.edge_budget, self.sampler, engine.ranks, engine.device)
         schedule = config.schedule
         self.schedule = ReduceLROnPlateau(
             engine.optimizer,
@@ -76,6 +80,7 @@ class Trainer:
         self.best_loss = math.inf
         self.epoch_sums: Counter[str] = Counter()
         self.epoch_seconds = 0.0
+        self.costs = EpochCosts()
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -95,6 +100,7 @@ class Trainer:
     def fit(self, monitor: Monitor) -> None:
         """Train to the last epoch, from wherever this trainer stands."""
         epochs = self.config.training.epochs
+        self._tell_above_budget(monitor)
         if self.step == 0:
             monitor.epoch(0, epochs, 0, {"learning_rate": self.learning_rate, "validation": self.validate()})
         while self.epoch <= epochs:
@@ -113,10 +119,11 @@ class Trainer:
                 "validation": validation,
                 "structures_per_second": len(self.data.split.train) / seconds,
                 "atoms_per_second": int(self.data.dataset.num_atoms[self.data.split.train].sum()) / seconds,
+                **self.costs.record(seconds, self.engine.ranks),
             }
             monitor.epoch(self.epoch, epochs, self.step, record)
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
-            self.epoch_sums, self.epoch_seconds = Counter(), 0.0
+            self.epoch_sums, self.epoch_seconds, self.costs = Counter(), 0.0, EpochCosts()
             self.save(monitor, best=improved)
 
     def train_epoch(self, monitor: Monitor) -> dict[str, float]:
@@ -124,10 +131,15 @@ class Trainer:
         every = self.config.checkpoint.every_steps
         self.objective.train()
         started = time.monotonic()
-        with self.load() as loader:
-            for step, batches in loader:
-                sums, norm = self.train_step(step, batches)
+        with closing(self.steps()) as steps:
+            for step, batches in steps:
+                try:
+                    sums, norm = self.train_step(step, batches)
+                except torch.OutOfMemoryError:
+                    self._make_room(monitor)
+                    continue
                 self.epoch_sums.update(sums)
+                self.costs.add(self.sampler.imbalance(step.parts))
                 self.step_in_epoch, self.step = step.number + 1, self.step + 1
                 seconds = time.monotonic() - started
                 self.epoch_seconds += seconds
@@ -138,11 +150,27 @@ class Trainer:
                     "structures_per_second": sums["structures"] / seconds,
                 }
                 monitor.step(self.epoch, self.step, record)
+                if self.budget.steps_to_learn:
+                    self.budget.learn(max(int(self.sampler.edges[share].sum()) for share in step.mine))
+                    self._tell_above_budget(monitor)
                 if every and self.step % every == 0 and self.step_in_epoch < self.sampler.steps_per_epoch:
                     self.save(monitor, best=False)
                     self.objective.train()
                 started = time.monotonic()
         return self.objective.metrics_of(self.epoch_sums)
+
+    def steps(self) -> Generator[tuple[Step, list[Batch]]]:
+        """The rest of the current epoch; made anew from the step at hand when the edge budget has changed."""
+        self.budget.watch()
+        while self.step_in_epoch < self.sampler.steps_per_epoch:
+            budget, waited = self.sampler.edge_budget, 0.0
+            with self.load() as loader:
+                for step, batches in loader:
+                    self.costs.waited += loader.waited - waited
+                    waited = loader.waited
+                    yield step, batches
+                    if self.sampler.edge_budget != budget:
+                        break
 
     def load(self) -> Loader:
         """This rank's batches of the rest of the current epoch, made ahead of the steps."""
@@ -183,6 +211,20 @@ class Trainer:
             self.average.update_parameters(self.objective.model)
         return sums_of_step, norm
 
+    def _make_room(self, monitor: Monitor) -> None:
+        """After a GPU ran out of memory in a step: forget what the step has computed, and halve the edge budget."""
+        self.budget.halve(repeatable=isinstance(self.engine, TorchEngine))
+        self.engine.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        monitor.warn(
+            f"out of GPU memory at step {self.step + 1}: repeated with an edge budget of {self.sampler.edge_budget}"
+        )
+
+    def _tell_above_budget(self, monitor: Monitor) -> None:
+        """Name the structures above the budget, once it is known."""
+        if not self.budget.steps_to_learn and (warning := self.budget.above(self.data.dataset.ids)):
+            monitor.warn(warning)
+
     def evaluated(self) -> Objective:
         """The objective around the weights that count: the averaged ones where EMA is on."""
         if self.average is None:
@@ -207,6 +249,8 @@ class Trainer:
             "best_loss": self.best_loss,
             "epoch_sums": dict(self.epoch_sums),
             "epoch_seconds": self.epoch_seconds,
+            "costs": asdict(self.costs),
+            "edge_budget": self.budget.state(),
             "seconds": self.elapsed,
             "schedule": self.schedule.state_dict(),
             "generator": torch.get_rng_state(),
@@ -240,6 +284,8 @@ class Trainer:
         torch.set_rng_state(state["generator"])
         self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
         self.best_loss, self.epoch_sums = state["best_loss"], Counter(state["epoch_sums"])
+        self.costs = EpochCosts(**state["costs"])
+        self.budget.resume(state["edge_budget"])
         self.epoch_seconds, self._seconds_before = state["epoch_seconds"], state["seconds"]
 
     def _diverged(self, indices: Indices, loss: float, norm: float) -> DivergedError:

@@ -139,7 +139,9 @@ class Monitor:
             speed = (
                 f" | train {record['train']['loss']:.4g} | lr {record['learning_rate']:.2g} | "
                 f"{record['seconds']:.1f} s, {record['structures_per_second']:.0f} structures/s, "
-                f"{record['atoms_per_second']:.0f} atoms/s | {self.finish(step)}"
+                f"{record['atoms_per_second']:.0f} atoms/s, "
+                f"{record['data_wait']:.1%} of the time without data | imbalance {record['imbalance']['mean']:.3f} | "
+                f"{self.finish(step)}"
             )
         self.say(f"epoch {epoch}/{epochs} | validation {errors}{speed}")
 

@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
     "data.stage",
     "training.epochs",
     "training.evaluation_batch_size",
+    "training.edge_budget",
     "checkpoint.",
     "engine.device",
 )
