@@ -17,6 +17,8 @@ OUT ?= runs/quickstart
 # The quickstart and the tests are small: more threads gain nothing, and on a shared machine they wait for each other.
 export OMP_NUM_THREADS ?= 1
 
+# Tests that run at a time, each on one core.
+JOBS ?= $(shell nproc)
 # Threads that the benchmarks take: one, and all.
 CORES ?= $(sort 1 $(shell nproc))
 
@@ -45,8 +47,8 @@ quickstart: setup ## set-up, then ingest, pre-train, fine-tune and report on the
 	@$(BIN)/dpt-hpc quickstart --out $(OUT)
 
 test: setup ## set-up, then every test
-	@echo "== Tests, all of them (the quick ones alone: $(BIN)/pytest -m 'not slow')"
-	@$(BIN)/pytest
+	@echo "== Tests, all of them, $(JOBS) at a time (the quick ones alone: $(BIN)/pytest -m 'not slow')"
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup
 	@echo "== All tests passed. Next: 'make quickstart' for a first result, 'make lint' before a change is proposed."
 
 setup: $(KERNELS) ## the environment in .venv and the compiled kernels; at once if nothing changed

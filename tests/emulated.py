@@ -3,14 +3,16 @@ process that a sanitizer watches."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -48,13 +50,21 @@ def build(sanitizer: str) -> Path:
         _make(out, [COMPILER, *FLAGS, *OWN, *flags, "-x", "c++", "-c", str(source)])
         return out
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with _alone(folder), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compiled, sources))
-    name = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
-    out = folder / name / "emulated.so"
-    out.parent.mkdir(exist_ok=True)
-    _make(out, [COMPILER, *SANITIZERS[sanitizer], "-shared", *map(str, objects)])
+        name = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
+        out = folder / name / "emulated.so"
+        out.parent.mkdir(exist_ok=True)
+        _make(out, [COMPILER, *SANITIZERS[sanitizer], "-shared", *map(str, objects)])
     return out
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Other test processes wait, and then find what this one has compiled."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _make(out: Path, command: list[str]) -> None:
