@@ -93,6 +93,7 @@ def stale_build_locks() -> list[str]:
         if age > SECONDS_OF_A_BUILD:
             warnings.append(
                 f"{lock}: left {age / 3600:.1f} h ago by a build of {lock.parent.name} that was killed. Any program"
-                f" that needs this extension waits for the lock for ever; dpt_hpc does not need it.\nRemove it: rm {lock}"
+                " that needs this extension waits for the lock for ever; dpt_hpc does not need it.\n"
+                f"Remove it: rm {lock}"
             )
     return warnings

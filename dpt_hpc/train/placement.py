@@ -49,8 +49,9 @@ def shared_gpus(gpus: Sequence[tuple[str, str | None]]) -> str | None:
     (host, gpu), ranks = next(iter(shared.items()))
     more = f"; {len(shared) - 1} more GPU(s) are shared" if len(shared) > 1 else ""
     return (
-        f"ranks {', '.join(map(str, ranks))} share a GPU of {host} ({gpu}){more}.\nNCCL refuses that, and they would only wait for each other. Start as many "
-        "ranks per node as it has GPUs (Slurm: --ntasks-per-node and --gpus-per-node alike), or set engine.device=cpu."
+        f"ranks {', '.join(map(str, ranks))} share a GPU of {host} ({gpu}){more}.\n"
+        "NCCL refuses that, and they would only wait for each other. Start as many ranks per node as it has GPUs "
+        "(Slurm: --ntasks-per-node and --gpus-per-node alike), or set engine.device=cpu."
     )
 
 
@@ -62,7 +63,8 @@ def crowded_cores(allowed: Sequence[Sequence[int]], node: str) -> str | None:
     some = ", ".join(map(str, sorted(cores)[:8]))
     return (
         f"the {len(allowed)} ranks of node {node} may run on {len(cores)} core(s) only ({some}): they will wait for"
-        " each other.\nAsk for more cores per rank (Slurm: --cpus-per-task, Open MPI: --bind-to none), or start fewer ranks."
+        " each other.\n"
+        "Ask for more cores per rank (Slurm: --cpus-per-task, Open MPI: --bind-to none), or start fewer ranks."
     )
 
 
