@@ -37,7 +37,7 @@ ifneq (cuda=$(DPT_HPC_CUDA),$(shell cat $(KERNELS) 2>/dev/null))
 $(KERNELS): again
 endif
 
-.PHONY: help quickstart test setup pyg bench lint format cuda cudatorch clean again
+.PHONY: help quickstart test setup pyg slurm bench lint format cuda cudatorch clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,13 @@ pyg: setup ## torch-scatter and torch-cluster for the backend pyg and its tests 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" MAX_JOBS=$${MAX_JOBS:-$$(nproc)} \
 	  $(BIN)/pip install -qq --cache-dir "$$($(BIN)/pip cache dir)/$(TORCH)" --no-build-isolation --only-deps ".[pyg]"
 
+slurm: ## Slurm and munge for the tests of launch/slurm.sbatch (Debian and Ubuntu; asks for root only if they are missing)
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld munged srun >/dev/null || { \
+	  echo "== Slurm for the tests: apt-get install slurm-wlm munge libpmix2"; \
+	  if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root="sudo -n"; fi; \
+	  $$as_root apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends slurm-wlm munge libpmix2 >/dev/null; }
+
 # The data of ../shared/data where it is there, else what ships with dpt_hpc. One core first, then all of them.
 bench: setup ## the benchmarks, on this machine, beside other packages: tables and a plot in build/bench
 	@$(BIN)/pip install -qq --group peers
@@ -108,7 +115,7 @@ lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy --s
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP) $(TEST_CPP)
-	$(BIN)/shellcheck .ci/run benchmarks/gpu.sh
+	$(BIN)/shellcheck .ci/run benchmarks/gpu.sh launch/*.sh launch/*.sbatch
 
 format: $(ENVIRONMENT) ## let ruff and clang-format write the layout
 	$(BIN)/ruff check --fix .

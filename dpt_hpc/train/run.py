@@ -131,6 +131,7 @@ class Run:
             "started": _now(),
             "world_size": engine.world_size,
             "launched_by": self.ranks.world.source,
+            "nodes": list(dict.fromkeys(self.ranks.gather(self.ranks.world.node) or ())),
             "engine": type(engine).__name__,
             "device": str(engine.device),
             "seed": self.seed,

@@ -1,0 +1,34 @@
+#!/bin/bash
+# Ranks by DeepSpeed's own launcher, on this machine or on those of a host file:
+#
+#   RANKS=2 launch/deepspeed.sh configs/pretrain/cgcnn_1_500_500.yaml
+#   HOSTS=launch/hostfile.example launch/deepspeed.sh CONFIG --set data.path=data/mptrj           (pdsh and ssh)
+#   HOSTS=launch/hostfile.example LAUNCHER=openmpi launch/deepspeed.sh CONFIG --set engine.zero_stage=1
+#
+# LAUNCHER: pdsh, openmpi, mpich or slurm (inside an allocation). Started again, it goes on where it stopped.
+set -euo pipefail
+
+RANKS=${RANKS:-2}                          # on this machine, where no host file is given
+HOSTS=${HOSTS:-}                           # a host file: one line per host, `name slots=4`
+LAUNCHER=${LAUNCHER:-pdsh}
+PYTHON=${PYTHON:-.venv/bin/python}         # of the environment that dpt_hpc is installed in
+DEEPSPEED=${DEEPSPEED:-$(dirname "$PYTHON")/deepspeed}
+PORT=${MASTER_PORT:-29500}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+config=${1:?which config? launch/deepspeed.sh CONFIG [--set KEY=VALUE ...]}
+shift
+if [ -z "$HOSTS" ]; then
+  options=(--num_gpus "$RANKS" --master_port "$PORT")
+else
+  options=(--hostfile "$HOSTS" --launcher "$LAUNCHER" --master_port "$PORT")
+  case $LAUNCHER in
+    # Its default interface, eth0, is not every machine's; it would also bind each rank to one core.
+    openmpi)
+      arguments="--bind-to none --mca btl_tcp_if_include ${INTERFACE:-lo}"
+      options+=(--no_ssh_check --launcher_args "${LAUNCHER_ARGS:-$arguments}")
+      ;;
+    slurm | mpich) options+=(--no_ssh_check --launcher_args "${LAUNCHER_ARGS:-}") ;;
+  esac
+fi
+exec "$DEEPSPEED" "${options[@]}" --module dpt_hpc.launch "$config" --resume "$@"
