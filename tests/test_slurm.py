@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from slurm import Cluster, cluster, missing_programs
-from small_runs import Options, records, run, same_weights
+from small_runs import Options, records, run
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
