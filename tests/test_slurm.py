@@ -1,4 +1,4 @@
-"""The project's own sbatch file on a real Slurm cluster of two nodes: it trains, is told to stop, loses ranks, goes on."""
+"""The project's own sbatch file on a real Slurm cluster of two nodes: it trains, is stopped, loses ranks, goes on."""
 
 from __future__ import annotations
 
