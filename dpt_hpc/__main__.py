@@ -136,6 +136,9 @@ def inspect(dataset: Path, as_json: Json = False) -> None:
 @app.command(epilog="Example: `dpt-hpc pretrain configs/pretrain/cgcnn_1_500_500.yaml --set data.path=data/mptrj`")
 def pretrain(config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False) -> None:
     """Pre-train a network on energies, forces and stress, or by denoising."""
+    from dpt_hpc.train import signals
+
+    signals.listen()
     from dpt_hpc.train.config import PretrainConfig, load_config
     from dpt_hpc.train.pretrain import pretrain as run
     from dpt_hpc.train.ranks import enter_world, leave_world
@@ -151,6 +154,9 @@ def finetune(
 ) -> None:
     """Fine-tune a pre-trained network to a property, over several seeds; without one: the baseline."""
     from dpt_hpc.report import paper_reference
+    from dpt_hpc.train import signals
+
+    signals.listen()
     from dpt_hpc.train.config import FinetuneConfig, load_config
     from dpt_hpc.train.finetune import finetune as run
     from dpt_hpc.train.ranks import enter_world, leave_world
@@ -315,13 +321,16 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
 def _fail(error: Exception, code: int) -> NoReturn:
     """Print one message and end this process. Of several ranks the first one speaks; another one speaks only if the
     launcher has not ended it by then, that is, if it failed alone."""
-    if os.environ.get("DPT_HPC_DEBUG"):
+    word = getattr(error, "word", DptError.word)
+    told_to_stop = word != DptError.word
+    if os.environ.get("DPT_HPC_DEBUG") and not told_to_stop:
         raise error
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if rank:
         time.sleep(SECONDS_FOR_THE_FIRST_RANK)
     place = f" (rank {rank} on {platform.node()})" if rank else ""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error{place}: {error}", markup=False)
+    if not (rank and told_to_stop):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"{word}{place}: {error}", markup=False)
     if ranks > 1:
         # Without the clean-up of libraries, which would wait for the other ranks.
         sys.stdout.flush()

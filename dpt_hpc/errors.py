@@ -9,6 +9,8 @@ class DptError(Exception):
     """Base of every error that the command line reports without a traceback."""
 
     exit_code = 1
+    word = "error"
+    """What the message begins with."""
 
 
 class ConfigError(DptError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
@@ -11,17 +10,15 @@ import sys
 import time
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from small_runs import FALLING, Options, of_steps, records, run, same_weights, small_options
+from small_runs import FALLING, Options, of_steps, records, run, small_options
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError
-from dpt_hpc.train import checkpoint
 from dpt_hpc.train.checkpoint import find_checkpoint, load_weights
 
 
@@ -97,43 +94,3 @@ def test_a_checkpoint_directory_is_whole_or_absent(finished: tuple[Options, Path
     steps = sorted(p.name for p in directory.glob("step_*"))
     assert (directory / "last").resolve().name == steps[-1] == "step_00000015"
     assert len(steps) <= 3  # two latest, and the best
-
-
-def test_a_full_disk_while_saving_leaves_the_last_checkpoint_as_it_was(
-    finished: tuple[Options, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = deepcopy(finished[0])
-    options["training"]["epochs"] = 4
-    whole = run(options, tmp_path / "whole")
-    path = Path(shutil.copytree(finished[1], tmp_path / "interrupted", symlinks=True))
-    directory = path / "checkpoints"
-    files = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
-    links = {name: os.readlink(directory / name) for name in ("last", "best")}
-    save, export = torch.save, checkpoint.export_model
-    for full_at in ("model.safetensors", "state.pt", "optimizer.pt"):
-
-        def write(content: Any, out: Path, *, full_at: str = full_at) -> None:
-            save(content, out)
-            if out.name == full_at:
-                out.write_bytes(out.read_bytes()[:100])
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
-
-        def write_model(out: Path, *rest: Any, full_at: str = full_at) -> None:
-            if full_at == "model.safetensors":
-                (out / full_at).write_bytes(b"half")
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
-            export(out, *rest)
-
-        monkeypatch.setattr(torch, "save", write)
-        monkeypatch.setattr(checkpoint, "export_model", write_model)
-        with pytest.raises(OSError, match="No space left on device"):
-            run(options, path, resume=True)
-        assert list(directory.glob(".partial_*")), full_at
-        assert {p: p.read_bytes() for p in files} == files, full_at
-        assert {name: os.readlink(directory / name) for name in links} == links, full_at
-        assert len(list(directory.glob("step_*"))) == len({p.parent for p in files}), full_at
-    monkeypatch.undo()
-    (directory / ".partial_00000003").mkdir()  # of an earlier process that was killed while saving
-    run(options, path, resume=True)
-    assert not list(directory.glob(".partial_*"))
-    same_weights(path, whole)

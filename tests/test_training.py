@@ -20,7 +20,7 @@ from dpt_hpc.structure import Batch, Structure
 from dpt_hpc.train.checkpoint import load_card, load_model, load_state, load_weights
 from dpt_hpc.train.config import DerivativesOptions
 from dpt_hpc.train.evaluate import evaluate_checkpoint
-from dpt_hpc.train.loop import DivergedError
+from dpt_hpc.train.failures import DivergedError
 from dpt_hpc.train.objective import build_objective
 
 

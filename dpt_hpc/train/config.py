@@ -132,6 +132,9 @@ class TrainingOptions(Options):
     layers round their factors to that format, and so do these products' derivatives. Weights, gradients, geometry,
     filters, messages, sums, normalisation and the last map to the energy stay in float32."""
     evaluation_batch_size: int = Field(64, ge=1)
+    max_skipped_steps: int = Field(3, ge=0)
+    """A step whose loss or gradient is not finite changes nothing and is skipped, with a warning, at most so many times
+    in a run; the next one stops it (0: the first one). diverged.json in the run directory names the structures."""
 
     @field_validator("edge_budget", mode="before")
     @classmethod
@@ -154,6 +157,8 @@ class EngineOptions(Options):
     pin: bool = True
     """Divide a node's cores among its ranks, unless the launcher has done so."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    rank_timeout: float = Field(60.0, ge=5)
+    """Seconds within which a run ends, with rank and host named, when a rank is dead, stopped or cut off."""
 
     @field_validator("zero_stage", mode="before")
     @classmethod
@@ -168,6 +173,11 @@ class CheckpointOptions(Options):
     """Besides the end of every epoch."""
     keep: int = Field(2, ge=1)
     """How many of the latest checkpoints stay, besides the best one."""
+    keep_every_epochs: int | None = Field(None, ge=1)
+    """Checkpoints at the end of every so many epochs stay, too; null: none."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """When a checkpoint cannot be written (disk full, directory read-only): stop, with the last one whole; or warn,
+    train on, and try again at the next one. What cannot be written by the end of the run stops it either way."""
 
 
 def _named(model: Any) -> Any:

@@ -7,13 +7,13 @@ loss of the whole step (shares add up to the loss), so gradients are SUMMED over
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +32,9 @@ from dpt_hpc.train.world import World
 
 SMALLEST_GRADIENT = 1024
 """Bytes: smaller collective calls of DeepSpeed are norms and flags."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's two running means, per weight."""
 
 
 class Engine(ABC):
@@ -58,16 +61,26 @@ class Engine(ABC):
         """Add the gradient of one micro-batch; `last` says that the step's micro-batches are complete."""
 
     @abstractmethod
-    def step(self) -> float:
-        """Clip, update, zero. Returns the gradient's norm before clipping."""
+    def step(self, *, skip: bool = False) -> float:
+        """Clip, update, zero. Returns the gradient's norm before clipping, the same on every rank.
+
+        Where `skip` is set, on all ranks, or that norm is not finite, weights and optimiser stay as they are.
+        """
 
     @abstractmethod
-    def save(self, directory: Path) -> None:
-        """Write the optimiser's state; every rank calls it. (Weights are the checkpoint's.)"""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimiser's state, whole, whoever holds its parts; every rank calls it. Empty before the first update.
+
+        "step" (): updates so far; "exp_avg.<name>", "exp_avg_sq.<name>": Adam's moments, by the model's names.
+        """
 
     @abstractmethod
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `optimizer_state` gave, under any engine, ZeRO stage and number of ranks."""
+
+    def named_weights(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are learnt, by the names of the exported weights."""
+        return [(name, p) for name, p in self.objective.model.named_parameters() if p.requires_grad]
 
 
 class TorchEngine(Engine):
@@ -91,28 +104,23 @@ class TorchEngine(Engine):
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def step(self) -> float:
+    def step(self, *, skip: bool = False) -> float:
         # A weight that the loss does not reach (the output's bias, where only forces are learnt) decays all the same:
         # DeepSpeed gives it a gradient of zero, and both engines must take the same steps.
         for parameter in self.objective.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip or float("inf"))
-        self._optimizer.step()
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip or float("inf")))
+        if math.isfinite(norm) and not skip:
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
-    def save(self, directory: Path) -> None:
-        torch.save(self._optimizer.state_dict(), directory / "optimizer.pt")
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return _whole_state(self._optimizer, self.named_weights())
 
-    def load(self, directory: Path) -> None:
-        path = directory / "optimizer.pt"
-        if not path.exists():
-            raise ConfigError(
-                f"checkpoint {directory}: written by DeepSpeed, but this run is one process with the torch engine.\n"
-                "Resume with the same number of ranks, or with engine.kind=deepspeed."
-            )
-        self._optimizer.load_state_dict(torch.load(path, weights_only=True))
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        _set_whole_state(self._optimizer, self.named_weights(), state)
 
 
 class DeepSpeedEngine(Engine):
@@ -131,6 +139,7 @@ class DeepSpeedEngine(Engine):
         super().__init__(objective, ranks, device)
         self._zero_stage = deepspeed_options["zero_optimization"]["stage"]
         deepspeed = _import_deepspeed(device)
+        self._fragments = deepspeed.utils
         os.environ.update(ranks.world.environment())  # also of a world of one
         if not torch.distributed.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
@@ -170,26 +179,52 @@ class DeepSpeedEngine(Engine):
         if not last:
             self._engine.step()  # counts the micro-batch; updates nothing before the accumulation boundary
 
-    def step(self) -> float:
-        # ZeRO 1 and 2 shard the gradient and know its norm afterwards; stage 0 leaves it whole and does not tell.
-        whole = [p.grad for p in self.objective.parameters() if p.grad is not None] if self._zero_stage == 0 else []
-        norm = nn.utils.get_total_norm(whole) if whole else None
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+    def step(self, *, skip: bool = False) -> float:
+        if self._zero_stage:
+            # ZeRO shards the gradient, knows its norm afterwards, and skips by itself a step whose norm is not finite.
+            if skip:
+                for gradients in self._engine.optimizer.averaged_gradients.values():
+                    for gradient in gradients:
+                        gradient.fill_(math.nan)
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        # Stage 0 leaves the gradient whole, does not tell its norm, and would take any step.
+        norm = float(nn.utils.get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None]))
+        if math.isfinite(norm) and not skip:
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+            self._engine.micro_steps += 1  # as its step would: the accumulation boundary is counted by it
+        return norm
 
-    def save(self, directory: Path) -> None:
-        # `latest` is never DeepSpeed's to write: it does so before the other ranks have finished.
-        with _quiet():
-            self._engine.save_checkpoint(str(directory), tag="deepspeed", save_latest=False)
+    def optimizer_state(self) -> dict[str, Tensor]:
+        if not self._zero_stage:
+            return _whole_state(self._optimizer, self.named_weights())
+        state: dict[str, Tensor] = {}
+        for flat in self._engine.optimizer.single_partition_of_fp32_groups:
+            if "step" not in self._optimizer.state[flat]:
+                return {}
+            state["step"] = self._optimizer.state[flat]["step"]
+        for name, parameter in self.named_weights():
+            for moment in MOMENTS:
+                state[f"{moment}.{name}"] = self._fragments.safe_get_full_optimizer_state(parameter, moment)
+        return state
 
-    def load(self, directory: Path) -> None:
-        if not (directory / "deepspeed").is_dir():
-            raise ConfigError(
-                f"checkpoint {directory}: written by a single process, but this run has {self.world_size} ranks.\n"
-                "Resume with one process."
-            )
-        with _quiet():
-            self._engine.load_checkpoint(str(directory), tag="deepspeed")
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        if not self._zero_stage:
+            _set_whole_state(self._optimizer, self.named_weights(), state)
+            return
+        if not state:
+            return
+        zero = self._engine.optimizer
+        for flat in zero.single_partition_of_fp32_groups:
+            fresh = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+            self._optimizer.state[flat] = {"step": state["step"].to(flat.device, copy=True), **fresh}
+        zero._lazy_init_hp_params_optimizer_state()  # DeepSpeed's own link of moments to parameters, else at step 1
+        for name, parameter in self.named_weights():
+            for moment in MOMENTS:
+                value = state[f"{moment}.{name}"].to(self.device)
+                self._fragments.safe_set_full_optimizer_state(parameter, value, moment)
 
 
 def build_engine(
@@ -247,6 +282,26 @@ def choose_device(options: EngineOptions, world: World) -> torch.device:
     return torch.device("cuda", index)
 
 
+def _whole_state(optimizer: AdamW, weights: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """`Engine.optimizer_state` of an optimiser that holds all of it."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in weights:
+        own = optimizer.state.get(parameter)
+        if not own:
+            return {}
+        state["step"] = own["step"]  # one for all: no engine leaves a parameter out of an update
+        state |= {f"{moment}.{name}": own[moment] for moment in MOMENTS}
+    return state
+
+
+def _set_whole_state(
+    optimizer: AdamW, weights: Iterable[tuple[str, nn.Parameter]], state: Mapping[str, Tensor]
+) -> None:
+    for name, parameter in weights if state else ():
+        moments = {m: state[f"{m}.{name}"].to(parameter.device, copy=True) for m in MOMENTS}
+        optimizer.state[parameter] = {"step": state["step"].to(parameter.device, copy=True), **moments}
+
+
 def _adamw(objective: Objective, options: OptimizerOptions) -> AdamW:
     return AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
 
@@ -258,6 +313,7 @@ def _import_deepspeed(device: torch.device) -> Any:
         try:
             import deepspeed
             import deepspeed.ops
+            import deepspeed.utils
         except ImportError as error:
             raise EnvironmentFault(
                 f"several ranks need DeepSpeed, which cannot be imported: {error}\n"

@@ -15,11 +15,11 @@ from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
 from dpt_hpc.train.config import EngineOptions, FinetuneConfig, OptimizerOptions, PretrainConfig, check_config
 from dpt_hpc.train.data import Data, store_for
 from dpt_hpc.train.engine import build_engine
-from dpt_hpc.train.loop import collect_predictions, evaluate
 from dpt_hpc.train.monitor import write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import target_values
 from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.train.scoring import collect_predictions, evaluate
 
 
 def evaluate_checkpoint(

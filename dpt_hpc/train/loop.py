@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -20,24 +20,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpt_hpc.data.loader import Loader, Step
 from dpt_hpc.data.sampler import Sampler
-from dpt_hpc.errors import DptError
 from dpt_hpc.models import EnergyModel
 from dpt_hpc.stopwatch import part
 from dpt_hpc.structure import Batch
+from dpt_hpc.train import signals
 from dpt_hpc.train.budget import EdgeBudget
-from dpt_hpc.train.checkpoint import ModelCard, load_state, point, prune, save_checkpoint
+from dpt_hpc.train.checkpoint import ModelCard, Snapshot
 from dpt_hpc.train.config import RunConfig
 from dpt_hpc.train.costs import EpochCosts
 from dpt_hpc.train.data import Data
 from dpt_hpc.train.engine import Engine, TorchEngine
+from dpt_hpc.train.failures import DivergedError, Divergence
 from dpt_hpc.train.monitor import Monitor
-from dpt_hpc.train.objective import VALIDATION_EPOCH, Objective
+from dpt_hpc.train.objective import Objective
+from dpt_hpc.train.scoring import evaluate, zeros
+from dpt_hpc.train.signals import Interrupted
+from dpt_hpc.train.writer import CheckpointWriter, Restored
 
 Indices = NDArray[np.int64]
-
-
-class DivergedError(DptError):
-    """The loss or its gradient is not finite."""
 
 
 class Trainer:
@@ -78,11 +78,16 @@ class Trainer:
         self.step_in_epoch = 0
         self.step = 0
         self.best_loss = math.inf
+        self.best_name: str | None = None
+        self.divergence = Divergence(run_dir, engine.ranks, config.training.max_skipped_steps)
+        self.writer = CheckpointWriter(run_dir, config.checkpoint)
         self.epoch_sums: Counter[str] = Counter()
         self.epoch_seconds = 0.0
         self.costs = EpochCosts()
         self._seconds_before = 0.0
         self._started = time.monotonic()
+        self._saved_at: tuple[int, int] | None = None
+        self._warned = False
 
     @property
     def elapsed(self) -> float:
@@ -98,7 +103,24 @@ class Trainer:
         return float(self.engine.optimizer.param_groups[0]["lr"])
 
     def fit(self, monitor: Monitor) -> None:
-        """Train to the last epoch, from wherever this trainer stands."""
+        """Train to the last epoch, from wherever this trainer stands.
+
+        Raises Interrupted, with a checkpoint of this moment, once any rank has been told to stop; EnvironmentFault for
+        a checkpoint that cannot be written; DivergedError.
+        """
+        try:
+            self._fit(monitor)
+        except Interrupted as stop:
+            if self.step > 0 and self._saved_at != (self.epoch, self.step_in_epoch):
+                self.save(monitor, best=False)
+            self._finish_saving()
+            raise Interrupted(
+                f"{stop}: all is saved up to step {self.step}.\n"
+                f"Go on with --resume: exit code {stop.exit_code} asks for it."
+            ) from None
+        self._finish_saving()
+
+    def _fit(self, monitor: Monitor) -> None:
         epochs = self.config.training.epochs
         self._tell_above_budget(monitor)
         if self.step == 0:
@@ -108,7 +130,10 @@ class Trainer:
             seconds = self.epoch_seconds
             validation = self.validate()
             if not math.isfinite(validation["loss"]):
-                raise DivergedError(f"epoch {self.epoch}: the validation loss is {validation['loss']}.")
+                raise DivergedError(
+                    f"epoch {self.epoch}: the validation loss is {validation['loss']}.\n"
+                    "Look at the labels with `dpt-hpc inspect`, or lower optimizer.learning_rate."
+                )
             self.schedule.step(train["loss"])
             improved = validation["loss"] < self.best_loss
             self.best_loss = min(self.best_loss, validation["loss"])
@@ -138,7 +163,9 @@ class Trainer:
                 except torch.OutOfMemoryError:
                     self._make_room(monitor)
                     continue
-                self.epoch_sums.update(sums)
+                asked_to_stop, unsaved = sums.pop("asked_to_stop"), sums.pop("unsaved")
+                if self._is_finite(sums, norm):
+                    self.epoch_sums.update(sums)
                 self.costs.add(self.sampler.imbalance(step.parts))
                 self.step_in_epoch, self.step = step.number + 1, self.step + 1
                 seconds = time.monotonic() - started
@@ -153,9 +180,13 @@ class Trainer:
                 if self.budget.steps_to_learn:
                     self.budget.learn(max(int(self.sampler.edges[share].sum()) for share in step.mine))
                     self._tell_above_budget(monitor)
+                if unsaved:
+                    self._tell_unsaved(monitor)
                 if every and self.step % every == 0 and self.step_in_epoch < self.sampler.steps_per_epoch:
                     self.save(monitor, best=False)
                     self.objective.train()
+                if asked_to_stop:
+                    raise Interrupted(f"told to stop ({signals.received() or 'another rank'})")
                 started = time.monotonic()
         return self.objective.metrics_of(self.epoch_sums)
 
@@ -202,14 +233,27 @@ class Trainer:
             total.update({k: float(v) for k, v in sums.items()})
             with part("backward"):
                 engine.backward(loss, last=i == len(mine) - 1)
+        # Every rank hears of a signal, or of rank 0's full disk, with the sums that it needs anyway.
+        total["asked_to_stop"] = signals.received() is not None
+        total["unsaved"] = engine.rank == 0 and self.writer.error is not None
         sums_of_step = engine.ranks.sum(total)
         with part("update"):
-            norm = engine.step()
-        if not (math.isfinite(self.objective.loss_of(sums_of_step)) and math.isfinite(norm)):
-            raise self._diverged(step.structures, self.objective.loss_of(sums_of_step), norm)
-        if self.average is not None:
+            norm = engine.step(skip=not math.isfinite(self.objective.loss_of(sums_of_step)))
+        if not self._is_finite(sums_of_step, norm):
+            self.divergence.skip(
+                epoch=self.epoch,
+                step=self.step + 1,
+                loss=self.objective.loss_of(sums_of_step),
+                grad_norm=norm,
+                own_loss=self.objective.loss_of(total),
+                structures=[i for batch in mine for i in self.data.dataset.ids(batch.structure_index.cpu().numpy())],
+            )
+        elif self.average is not None:
             self.average.update_parameters(self.objective.model)
         return sums_of_step, norm
+
+    def _is_finite(self, sums: Mapping[str, float], norm: float) -> bool:
+        return math.isfinite(self.objective.loss_of(sums)) and math.isfinite(norm)
 
     def _make_room(self, monitor: Monitor) -> None:
         """After a GPU ran out of memory in a step: forget what the step has computed, and halve the edge budget."""
@@ -240,114 +284,67 @@ class Trainer:
         return dict(self.evaluated().model.state_dict())
 
     def save(self, monitor: Monitor, *, best: bool) -> None:
-        """Publish a checkpoint of this moment."""
+        """Take a snapshot of this moment, and begin to publish it; every rank calls it."""
         monitor.flush()
+        optimizer = self.engine.optimizer_state()
+        self._saved_at = (self.epoch, self.step_in_epoch)
+        if self.engine.rank:
+            return
+        name = self.writer.name(self.step)
+        self.best_name = name if best else self.best_name
         state: dict[str, Any] = {
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
+            "skipped_steps": self.divergence.skipped,
+            "best": self.best_name,
             "best_loss": self.best_loss,
             "epoch_sums": dict(self.epoch_sums),
             "epoch_seconds": self.epoch_seconds,
             "costs": asdict(self.costs),
             "edge_budget": self.budget.state(),
             "seconds": self.elapsed,
+            "learning_rate": self.learning_rate,
             "schedule": self.schedule.state_dict(),
             "generator": torch.get_rng_state(),
+            "config": self.config.model_dump(mode="json"),
             "world_size": self.engine.world_size,
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
             state["weights"] = self.objective.model.state_dict()
-        checkpoint = save_checkpoint(self.run_dir, self.step, self.engine, self.card, self.weights(), state)
-        if self.engine.rank == 0:
-            # In this order: killed in between, the run resumes before this epoch and comes to the same best one.
-            if best:
-                point(self.run_dir, "best", checkpoint)
-            point(self.run_dir, "last", checkpoint)
-            prune(self.run_dir, self.config.checkpoint.keep)
-        self.engine.ranks.barrier()
+        with part("checkpoint"):
+            self.writer.submit(name, Snapshot.of(self.card, self.weights(), optimizer, state), best=best)
 
-    def resume(self, checkpoint: Path, weights: dict[str, Tensor]) -> None:
-        """Stand where `checkpoint` was saved."""
-        state = load_state(checkpoint)
-        if state["world_size"] != self.engine.world_size:
-            raise DptError(
-                f"checkpoint {checkpoint}: written by {state['world_size']} rank(s), this run has "
-                f"{self.engine.world_size}.\nResume with {state['world_size']} rank(s)."
-            )
-        self.objective.model.load_state_dict(state.get("weights", weights))
+    def _tell_unsaved(self, monitor: Monitor) -> None:
+        """The latest checkpoint could not be written: warn or stop, as configured; every rank calls it."""
+        fault = self.engine.ranks.broadcast(self.writer.fault())
+        if self.config.checkpoint.on_error == "stop":
+            raise fault
+        if not self._warned:
+            monitor.warn(f"{fault}\nTraining goes on; it is tried again at the next checkpoint.")
+        self._warned = True
+
+    def _finish_saving(self) -> None:
+        """Until rank 0 has written all checkpoints; every rank calls it. Raises EnvironmentFault if it cannot."""
+        fault = self.engine.ranks.broadcast(self.writer.finish() if self.engine.rank == 0 else None)
+        if fault is not None:
+            raise fault
+
+    def resume(self, restored: Restored) -> None:
+        """Stand where a checkpoint was saved, by any number of ranks. (The model already has its weights.)"""
+        state = restored.state
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.engine.load(checkpoint)
+        self.engine.load_optimizer_state(restored.optimizer)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = state["learning_rate"]
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["generator"])
         self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
-        self.best_loss, self.epoch_sums = state["best_loss"], Counter(state["epoch_sums"])
-        self.costs = EpochCosts(**state["costs"])
+        self._saved_at = (self.epoch, self.step_in_epoch)
+        self.best_name, self.best_loss = state["best"], state["best_loss"]
+        self.divergence.skipped = state["skipped_steps"]
+        self.epoch_sums, self.costs = Counter(state["epoch_sums"]), EpochCosts(**state["costs"])
         self.budget.resume(state["edge_budget"])
         self.epoch_seconds, self._seconds_before = state["epoch_seconds"], state["seconds"]
-
-    def _diverged(self, indices: Indices, loss: float, norm: float) -> DivergedError:
-        ids = self.data.dataset.ids(indices)
-        return DivergedError(
-            f"epoch {self.epoch}, step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite.\n"
-            f"Structures of the step: {', '.join(ids)}\n"
-            "Look at their labels with `dpt-hpc inspect`, lower optimizer.learning_rate, or filter at ingest."
-        )
-
-
-def zeros(objective: Objective) -> Counter[str]:
-    """Sums to add to: every key on every rank, also on one that has no structure with some label."""
-    return Counter(dict.fromkeys(objective.sum_names, 0.0))
-
-
-def evaluate(objective: Objective, engine: Engine, data: Data, indices: Indices, config: RunConfig) -> dict[str, float]:
-    """Loss and mean absolute errors over `indices`."""
-    was_training = objective.training
-    objective.eval()
-    total = zeros(objective)
-    counts = dict.fromkeys(objective.weights, 1.0)
-    mine = indices[engine.rank :: engine.world_size]
-    with torch.no_grad():
-        for batch in data.batches(mine, config.training.evaluation_batch_size):
-            with data.naming(batch):
-                _, sums = objective(batch, VALIDATION_EPOCH, counts)
-            total.update({k: float(v) for k, v in sums.items()})
-    objective.train(was_training)
-    return objective.metrics_of(engine.ranks.sum(total))
-
-
-def collect_predictions(
-    objective: Objective, engine: Engine, data: Data, indices: Indices, config: RunConfig
-) -> dict[str, NDArray[Any]] | None:
-    """Predicted and true values of every label over `indices`, in their order, on rank 0; None elsewhere.
-
-    Keys: structure_ids, num_atoms (S,), atomic_numbers (A,), and <label>_true, <label>_pred of the rows that have
-    the label, with <label>_structure: the position in `indices` of each row's structure.
-    """
-    objective.eval()
-    # Contiguous shares keep the order when ranks are joined.
-    mine = np.array_split(np.arange(len(indices)), engine.world_size)[engine.rank]
-    parts: dict[str, list[NDArray[Any]]] = {}
-    size = config.training.evaluation_batch_size
-    with torch.no_grad():
-        for start, batch in zip(range(0, len(mine), size), data.batches(indices[mine], size), strict=True):
-            rows = mine[start : start + size]
-            found: dict[str, Tensor] = {"atomic_numbers": batch.atomic_numbers}
-            for label, (predicted, true, mask) in objective.predictions(batch, VALIDATION_EPOCH).items():
-                structure = torch.as_tensor(rows, device=mask.device)
-                if len(mask) != len(rows):
-                    structure = structure.index_select(0, batch.batch)
-                found[f"{label}_true"], found[f"{label}_pred"] = true[mask], predicted[mask]
-                found[f"{label}_structure"] = structure[mask]
-            for key, value in found.items():
-                parts.setdefault(key, []).append(value.detach().cpu().numpy())
-    gathered = engine.ranks.gather({k: np.concatenate(v) for k, v in parts.items()})
-    if gathered is None:
-        return None
-    keys = {k for share in gathered for k in share}
-    joined = {k: np.concatenate([share[k] for share in gathered if k in share]) for k in sorted(keys)}
-    joined["structure_ids"] = np.array(data.dataset.ids(indices))
-    joined["num_atoms"] = data.dataset.num_atoms[indices]
-    return joined

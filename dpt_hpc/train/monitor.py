@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+SECONDS_BETWEEN_FLUSHES = 1.0
 PACKAGES = ("dpt-hpc", "torch", "numpy", "h5py", "deepspeed", "mpi4py", "safetensors")
 
 
@@ -97,12 +99,15 @@ class Monitor:
         self._task: TaskID | None = None
         self._writer: Any = None
         self._log: Any = None
+        self._told = False
         if run_dir is None:
             return
         from torch.utils.tensorboard import SummaryWriter  # half a second that other commands need not pay
 
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._log = _reopened(run_dir / "metrics.jsonl", step)
+        self._pending = b""
+        self._flushed = time.monotonic()
         if self._console.is_terminal and not quiet:
             columns = (
                 TextColumn("{task.description}"),
@@ -157,19 +162,29 @@ class Monitor:
     def _write(self, record: Mapping[str, Any], step: int, flush: bool) -> None:
         if self._log is None:
             return
-        self._log.write(json.dumps(_finite(record)) + "\n")
-        for key, value in _flat(record):
-            if key not in ("epoch", "step", "time", "kind") and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{record['kind']}/{key}", value, step)
-        if flush:
+        self._pending += json.dumps(_finite(record)).encode() + b"\n"
+        try:
+            for key, value in _flat(record):
+                if key not in ("epoch", "step", "time", "kind") and isinstance(value, (int, float)):
+                    self._writer.add_scalar(f"{record['kind']}/{key}", value, step)
+        except OSError:  # of its own thread, on a full disk: metrics.jsonl has all that TensorBoard shows
+            pass
+        if flush or time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:
             self.flush()
 
     def flush(self) -> None:
-        """Everything said so far is on disk."""
-        if self._log is not None:
-            self._log.flush()
-            os.fsync(self._log.fileno())
+        """Hand everything said so far to the system; what a full disk does not take is kept and tried again."""
+        if self._log is None:
+            return
+        self._flushed = time.monotonic()
+        try:
+            while self._pending:
+                self._pending = self._pending[self._log.write(self._pending) :]
             self._writer.flush()
+        except OSError as error:
+            if not self._told:
+                self.warn(f"{self.run_dir}: its log cannot be written: {error.strerror}; kept, and tried again.")
+            self._told = True
 
     def close(self) -> None:
         if self._bar is not None:
@@ -177,7 +192,8 @@ class Monitor:
         if self._log is not None:
             self.flush()
             self._log.close()
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()
 
 
 def _reopened(path: Path, step: int) -> Any:
@@ -193,7 +209,7 @@ def _reopened(path: Path, step: int) -> Any:
         temporary = path.with_name(f".{path.name}")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, path)
-    return path.open("a")
+    return path.open("ab", buffering=0)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -22,13 +22,16 @@ from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
 from dpt_hpc.train.counting import Counts, count_edges, needs_counts
 from dpt_hpc.train.data import Data, store_for
 from dpt_hpc.train.engine import build_engine, choose_device
-from dpt_hpc.train.loop import Trainer, collect_predictions, evaluate
+from dpt_hpc.train.failures import leaving_traceback
+from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import check_elements
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
+from dpt_hpc.train.scoring import collect_predictions, evaluate
+from dpt_hpc.train.writer import LAST, Restored, go_back, restore
 
 
 def describe_data(dataset: Dataset, config: RunConfig) -> list[dict[str, Any]]:
@@ -54,8 +57,8 @@ class Run:
     ) -> None:
         claim_run_dir(run_dir, config, resume=resume)
         self.config, self.seed, self.run_dir, self.ranks, self.quiet = config, seed, run_dir, ranks, quiet
-        self.last = run_dir / "checkpoints" / "last"
-        self.resume = resume and self.last.exists()
+        self.resume = resume and (run_dir / "checkpoints" / LAST).is_symlink()
+        self.restored: Restored | None = None
         self.counts: Counts | None = None
 
     @property
@@ -83,10 +86,9 @@ class Run:
                     "Set training.precision to bf16 or float32, or engine.device=cuda."
                 )
             set_precision(model, precision)
-        weights = {}
         if self.resume:
-            weights = load_weights(self.last)
-            model.load_state_dict(load_state(self.last).get("weights", weights))
+            restored = self.restored = self._restore()
+            model.load_state_dict(restored.state.get("weights", restored.weights))
         target = getattr(config.objective, "target", None)
         data = Data(store_for(dataset, config.data, dtype, target, self.ranks), split, torch.device("cpu"))
         if not self.resume:
@@ -114,8 +116,8 @@ class Run:
             edges = edges.copy()
             edges[split.train] = self.counts.edges
         trainer = Trainer(engine, data, config, self.seed, self.run_dir, card, edges)
-        if self.resume:
-            trainer.resume(self.last, weights)
+        if self.restored is not None:
+            trainer.resume(self.restored)
         return trainer
 
     def train(self, dataset: Dataset, split: Split, model: Scaling, sources: dict[str, Any]) -> None:
@@ -158,12 +160,22 @@ class Run:
         unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]
         if unseen:
             monitor.warn(f"elements outside the training part, which the network never sees: {', '.join(unseen)}")
-        with trainer.data.store:
+        for name, wrong in self.restored.damaged.items() if self.restored else ():
+            monitor.warn(f"checkpoint {name}: {wrong}; kept as damaged_{name}, the run goes on from an earlier one.")
+        with leaving_traceback(self.run_dir, self.ranks), trainer.data.store:
             try:
                 trainer.fit(monitor)
             finally:
                 monitor.close()
             self._conclude(trainer, facts, monitor)
+
+    def _restore(self) -> Restored:
+        """The checkpoint to go on from. Rank 0 reads it for all: so they agree, and the file system is asked once."""
+        first = self.ranks.rank == 0
+        found: Restored = self.ranks.broadcast(
+            agree(self.ranks, lambda: restore(self.run_dir / "checkpoints") if first else None)
+        )
+        return found
 
     def _prepare(self, facts: dict[str, Any], dataset: Dataset, split: Split) -> dict[str, Any]:
         """Write what is known before the first step; returns `facts` with what an earlier part of the run knew."""
@@ -172,6 +184,8 @@ class Run:
             before = json.loads((self.run_dir / "run.json").read_text())
             resumed = [*before.get("resumed", []), facts["started"]]
             facts = {**facts, "started": before["started"], "resumed": resumed}
+        if self.restored is not None:
+            go_back(self.restored)
         if isinstance(self.config, FinetuneConfig):  # the runs of all seeds are one run to whoever starts them
             save_config(self.config, self.run_dir.parent / "config.yaml")
         save_config(self.config, self.run_dir / "config.yaml")

@@ -22,11 +22,14 @@ FREE_TO_CHANGE = (
     "training.epochs",
     "training.evaluation_batch_size",
     "training.edge_budget",
+    "training.grad_accumulation",
+    "training.max_skipped_steps",
     "checkpoint.",
-    "engine.device",
+    "engine.",
 )
-"""Options that may differ when a run is resumed: they do not change what has been computed so far. (A dataset may be
-moved; that it is the same one is checked by its digest.)"""
+"""Options that may differ when a run is resumed, as the number of its ranks may: they do not change what has been
+computed so far, nor the structures of a step. (A dataset may be moved; that it is the same one is checked by its
+digest.)"""
 
 SAME_ON_RESUME = ("dataset", "pretrained")
 """Facts of run.json that a resumed run must find unchanged: what it learns from."""
