@@ -48,7 +48,7 @@ quickstart: setup ## set-up, then ingest, pre-train, fine-tune and report on the
 
 test: setup ## set-up, then every test
 	@echo "== Tests, all of them, $(JOBS) at a time (the quick ones alone: $(BIN)/pytest -m 'not slow')"
-	@$(BIN)/pytest -n $(JOBS) --dist loadgroup
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile
 	@echo "== All tests passed. Next: 'make quickstart' for a first result, 'make lint' before a change is proposed."
 
 setup: $(KERNELS) ## the environment in .venv and the compiled kernels; at once if nothing changed
