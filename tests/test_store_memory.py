@@ -1,0 +1,104 @@
+"""The store `disk` takes memory for windows, not for the dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_shards import structures, written
+
+from dpt_hpc.data.manifest import Manifest
+
+EPOCH = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from dpt_hpc.data.group import ALONE
+from dpt_hpc.data.loader import Loader, Step
+from dpt_hpc.data.sampler import Sampler
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.store_choice import open_store
+
+def status(name):
+    return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if name in l)
+
+def epoch(path, kind):
+    dataset = Dataset.open(path, verify=False)
+    layout = dataset.layout(torch.float32, None)
+    sampler = Sampler(np.arange(len(dataset)), dataset.edge_estimate, 20, 0, window=200)
+    windows = ([Step(k, sampler.parts(1, k, 1, 1)) for k in window] for window in sampler.windows())
+    with open_store(dataset, layout, kind, 0.5, everyone=ALONE, node=ALONE, node_rank=0) as store:
+        with Loader(store, windows) as loader:
+            return sum(batch.num_structures for _, (batch,) in loader)
+
+path, kind = sys.argv[1:]
+epoch(path + "_warm", "disk")  # what the libraries take at their first use is not the dataset's
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+seen = epoch(path, kind)
+print(json.dumps([seen, status("VmHWM") - before]))
+"""
+
+
+def multiply(source: Path, out: Path, copies: int) -> int:
+    """A dataset of many copies of another's shards; the bytes of its shards."""
+    manifest = Manifest.read(source)
+    out.mkdir()
+    shards = []
+    for _ in range(copies):
+        for shard in manifest.shards:
+            shards.append(replace(shard, file=f"shard_{len(shards):05d}.h5"))
+            shutil.copyfile(source / shard.file, out / shards[-1].file)
+    counts = {"num_structures": manifest.num_structures * copies, "num_atoms": manifest.num_atoms * copies}
+    replace(manifest, shards=tuple(shards), **counts).write(out)
+    return sum(shard.num_bytes for shard in shards)
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, int]]:
+    """Datasets of one and of eight times the size (of large structures: it is their atoms that take the memory)."""
+    directory = tmp_path_factory.mktemp("sizes")
+    items = structures(200, seed=1)
+    large = [
+        replace(
+            s,
+            positions=s.positions.repeat(60, 1),
+            atomic_numbers=s.atomic_numbers.repeat(60),
+            forces=None if s.forces is None else s.forces.repeat(60, 1),
+        )
+        for s in items
+    ]
+    written(directory / "one", large)
+    found = {}
+    for copies in (4, 32):
+        path = directory / f"times_{copies}"
+        found[copies] = path, multiply(directory / "one", path, copies)
+        multiply(directory / "one", directory / f"{path.name}_warm", 1)
+    return found
+
+
+def peak(path: Path, kind: str, copies: int) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", EPOCH, str(path), kind], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    seen, grown = json.loads(done.stdout)
+    assert seen == 200 * copies
+    return int(grown)
+
+
+@pytest.mark.slow
+def test_the_memory_of_disk_does_not_grow_with_the_dataset(sizes: dict[int, tuple[Path, int]]) -> None:
+    (small, small_bytes), (large, large_bytes) = sizes[4], sizes[32]
+    assert large_bytes == 8 * small_bytes
+    one, eight = peak(small, "disk", 4), peak(large, "disk", 32)
+    more = large_bytes - small_bytes
+    assert more > 80e6
+    assert eight - one < 0.1 * more
+    assert peak(large, "node", 32) - peak(small, "node", 4) > 0.3 * more  # float32: the measure sees what is kept
