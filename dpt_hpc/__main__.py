@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 
 from dpt_hpc import __version__
@@ -177,15 +176,10 @@ def finetune(
 @app.command("run", hidden=True)
 def run_config(config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False) -> None:
     """Run the verb that the config names: what `python -m dpt_hpc.launch` calls on every rank."""
-    try:
-        raw = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {config}: cannot be read: {error}") from None
-    verbs: dict[str, Any] = {"pretrain": pretrain, "finetune": finetune}
-    task = raw.get("task") if isinstance(raw, dict) else None
-    if task not in verbs:
-        raise ConfigError(f"config {config}: task is {task!r}, expected one of {', '.join(verbs)}.")
-    verbs[task](config, overrides=overrides, resume=resume, quiet=quiet)
+    from dpt_hpc.train.config import PretrainConfig, kind_of
+
+    verb = pretrain if kind_of(config) is PretrainConfig else finetune
+    verb(config, overrides=overrides, resume=resume, quiet=quiet)
 
 
 @app.command(epilog="Example: `dpt-hpc evaluate runs/pretrain data/mptrj --out runs/evaluation`")
@@ -208,6 +202,37 @@ def evaluate(
     else:
         for name, value in errors.items():
             console.print(f"{name:24} {value:.6g}")
+
+
+@app.command(epilog="Example: `srun -N2 -n4 python -m dpt_hpc.launch doctor configs/pretrain/cgcnn_1_500_500.yaml`")
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="The run to come; else the paper's on the sample data.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Check software, ranks, network, files, gradients and checkpoints before a job; red lines end with exit code 4."""
+    from dpt_hpc.doctor.examine import examine
+    from dpt_hpc.train.config import kind_of, load_config
+    from dpt_hpc.train.ranks import enter_world, leave_world
+
+    here = enter_world()
+    file, changes = _or_sample(config, overrides)
+    findings = []
+    options: Any = load_config(file, kind_of(file), changes)  # type: ignore[type-var]
+    for finding in examine(options, here):
+        findings.append(finding)
+        if here.rank == 0 and not as_json:
+            colour = {"ok": "green", "warn": "yellow", "bad": "red"}[finding.status]
+            console.print(f"{finding.status:5}", style=colour, end="")
+            console.print(f"{finding.name:14} {finding.said}", markup=False, soft_wrap=True)
+            if finding.todo:
+                console.print(f"{'':19} -> {finding.todo}", markup=False, soft_wrap=True)
+    leave_world()
+    bad = sum(finding.status == "bad" for finding in findings)
+    if here.rank == 0 and as_json:
+        print(json.dumps({"ok": not bad, "findings": [finding.as_json() for finding in findings]}))
+    if bad:
+        raise typer.Exit(EnvironmentFault.exit_code)
 
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")

@@ -40,7 +40,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pymatgen": ("data/ingest/",),
     "h5py": ("data/shard_file.py",),
     "deepspeed": ("train/engine.py",),
-    "mpi4py": ("train/world.py", "data/store_cluster.py"),
+    "mpi4py": ("train/world.py", "train/one_sided.py", "data/store_cluster.py"),
     "matplotlib": ("report/",),
     "tensorboard": ("train/",),
     "typer": ("__main__.py",),

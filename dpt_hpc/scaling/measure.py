@@ -172,8 +172,8 @@ def _checkpoint(trainer: Trainer, ranks: Ranks, scratch: Path) -> Record:
     began = time.perf_counter()
     trainer.save(monitor, best=False)
     held = time.perf_counter() - began
-    while ranks.rank == 0 and not (scratch / "checkpoints" / "last").exists():  # the last thing that is written
-        time.sleep(0.001)
+    if ranks.rank == 0 and (fault := trainer.writer.finish()):
+        raise fault
     written = time.perf_counter() - began
     ranks.barrier()
     size = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file()) if ranks.rank == 0 else 0

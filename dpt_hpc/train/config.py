@@ -249,6 +249,22 @@ def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str
     return check_config(raw, kind, str(path))
 
 
+def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
+    """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: cannot be read: {error}") from None
+    kinds: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
+        "pretrain": PretrainConfig,
+        "finetune": FinetuneConfig,
+    }
+    task = raw.get("task") if isinstance(raw, dict) else None
+    if task not in kinds:
+        raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(kinds)}.")
+    return kinds[task]
+
+
 def check_config(raw: dict[str, Any], kind: type[AnyConfig], source: str) -> AnyConfig:
     """`raw` as a checked `kind`; `source` names it in errors."""
     try:

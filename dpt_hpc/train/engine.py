@@ -68,6 +68,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def gradients(self) -> dict[str, Tensor]:
+        """The whole gradient of the step by the names of the weights, between its last `backward` and `step`; zeros for
+        a weight that the loss does not reach. Every rank calls it."""
+
+    @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimiser's state, whole, whoever holds its parts; every rank calls it. Empty before the first update.
 
@@ -115,6 +120,10 @@ class TorchEngine(Engine):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def gradients(self) -> dict[str, Tensor]:
+        found = self.objective.model.named_parameters()
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in found}
 
     def optimizer_state(self) -> dict[str, Tensor]:
         return _whole_state(self._optimizer, self.named_weights())
@@ -196,6 +205,10 @@ class DeepSpeedEngine(Engine):
             self._engine.zero_grad()
             self._engine.micro_steps += 1  # as its step would: the accumulation boundary is counted by it
         return norm
+
+    def gradients(self) -> dict[str, Tensor]:
+        found = {name: (p, self._fragments.safe_get_full_grad(p)) for name, p in self.objective.model.named_parameters()}
+        return {name: torch.zeros_like(p) if grad is None else grad.clone() for name, (p, grad) in found.items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
         if not self._zero_stage:
