@@ -207,7 +207,9 @@ class DeepSpeedEngine(Engine):
         return norm
 
     def gradients(self) -> dict[str, Tensor]:
-        found = {name: (p, self._fragments.safe_get_full_grad(p)) for name, p in self.objective.model.named_parameters()}
+        found = {
+            name: (p, self._fragments.safe_get_full_grad(p)) for name, p in self.objective.model.named_parameters()
+        }
         return {name: torch.zeros_like(p) if grad is None else grad.clone() for name, (p, grad) in found.items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
