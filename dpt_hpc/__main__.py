@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -139,11 +140,14 @@ def pretrain(config: Path, overrides: Set = None, resume: Resume = False, quiet:
 
     signals.listen()
     from dpt_hpc.train.config import PretrainConfig, load_config
+    from dpt_hpc.train.heartbeat import watched
     from dpt_hpc.train.pretrain import pretrain as run
     from dpt_hpc.train.ranks import enter_world, leave_world
 
     ranks = enter_world()
-    run(load_config(config, PretrainConfig, overrides or []), ranks, resume=resume, quiet=quiet)
+    options = load_config(config, PretrainConfig, overrides or [])
+    with watched(ranks, options.engine.rank_timeout, options.run_dir):
+        run(options, ranks, resume=resume, quiet=quiet)
     leave_world()
 
 
@@ -158,10 +162,13 @@ def finetune(
     signals.listen()
     from dpt_hpc.train.config import FinetuneConfig, load_config
     from dpt_hpc.train.finetune import finetune as run
+    from dpt_hpc.train.heartbeat import watched
     from dpt_hpc.train.ranks import enter_world, leave_world
 
     ranks = enter_world()
-    summary = run(load_config(config, FinetuneConfig, overrides or []), ranks, resume=resume, quiet=quiet or as_json)
+    options = load_config(config, FinetuneConfig, overrides or [])
+    with watched(ranks, options.engine.rank_timeout, options.run_dir):
+        summary = run(options, ranks, resume=resume, quiet=quiet or as_json)
     leave_world()
     if ranks.rank:
         return
@@ -341,6 +348,13 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
         _fail(error, error.exit_code)
     except OSError as error:  # a full disk, a directory without permission: the machine's fault, not the program's
         _fail(error, EnvironmentFault.exit_code)
+    except Exception:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        # An error of the program: told in full, but the clean-up of libraries would wait for the other ranks.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:

@@ -1,0 +1,190 @@
+"""No rank waits for ever for one that is gone: every rank beats, every rank watches the next one.
+
+Each rank writes a count into the ranks' store and reads that of the next rank, in a ring: a constant load on each, and
+whole nodes may fall silent at once. Whoever finds a rank silent writes the verdict, by name, and all others read it and
+end. Rounds are counted, not seconds: a job that is suspended as a whole and goes on later has missed none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from dpt_hpc.errors import DptError, EnvironmentFault
+from dpt_hpc.train import signals
+from dpt_hpc.train.failures import ERROR_LOG
+from dpt_hpc.train.ranks import Ranks
+
+ROUNDS_IN_TIMEOUT = 12
+SILENT_ROUNDS = 8
+"""After so many rounds without a beat a rank is given up; what is left of the timeout is for telling the others."""
+SUSPECT_ROUNDS = 3
+"""The same, once a collective call has failed on some rank: one of them is gone, and only its name is not known."""
+SECONDS_FOR_THE_TELLER = 5.0
+"""The others leave a little later: a launcher ends all ranks when the first one leaves, also the one that speaks."""
+
+VERDICT, STOP, SUSPICION = "verdict", "stop", "suspicion"
+
+
+class Heartbeat:
+    """Watches over the ranks of a run from its making until `close`.
+
+    timeout: seconds within which the loss of a rank ends this process. run_dir: where the reason is written down.
+    """
+
+    def __init__(self, ranks: Ranks, timeout: float, run_dir: Path) -> None:
+        store: Any = ranks.store  # torch's types do not know `clone`
+        # Connections of its own: a call that waits in another thread would hold up the beats.
+        self._store = distributed.PrefixStore("heartbeat", store.clone())
+        self._own_store = distributed.PrefixStore("heartbeat", store.clone())
+        """The main thread's."""
+        self._ranks, self._run_dir = ranks, run_dir
+        self._interval = timeout / ROUNDS_IN_TIMEOUT
+        self._places = [str(node) for node in ranks.all_gather(ranks.world.node)]
+        self._next = (ranks.rank + 1) % ranks.size
+        self._parent = os.getppid()
+        self._rounds = 0
+        self._closing = threading.Event()
+        if ranks.rank == 0:
+            for key in (VERDICT, STOP, SUSPICION):
+                self._store.set(key, "")
+        self._store.set(f"beat {ranks.rank}", "0")
+        ranks.barrier()
+        for work in (self._beat, self._guard):
+            threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()
+
+    def close(self) -> None:
+        """End the watch: this rank has come to its end."""
+        self._closing.set()
+
+    def blame(self, error: BaseException) -> None:
+        """Tell all ranks that this one ends with `error`, unless one has been blamed already."""
+        code = error.exit_code if isinstance(error, DptError) else 1
+        first = (str(error).splitlines() or [""])[0]
+        with suppress(RuntimeError):
+            text = f"{self._place(self._ranks.rank)}: {type(error).__name__}: {first}"
+            self._write_verdict(self._own_store, text, code)
+
+    def wait_for_verdict(self) -> None:
+        """A collective call has failed here: let the watch find out which rank is gone. It ends this process then."""
+        with suppress(RuntimeError):
+            self._own_store.set(SUSPICION, "yes")
+        time.sleep(self._interval * ROUNDS_IN_TIMEOUT)
+
+    def _beat(self) -> None:
+        seen, silent, broken, told = "", 0, 0, False
+        keys = [f"beat {self._next}", VERDICT, STOP, SUSPICION]
+        while not self._closing.wait(self._interval):
+            try:
+                self._store.set(f"beat {self._ranks.rank}", str(self._rounds))
+                beat, verdict, stop, suspicion = (value.decode() for value in self._store.multi_get(keys))
+                if signals.received() and not told:
+                    told = True
+                    self._store.set(STOP, signals.received() or "")
+            except RuntimeError:
+                broken += 1
+                if broken >= SUSPECT_ROUNDS:
+                    self._end_without_store("its connection is broken")
+                continue
+            self._rounds, broken = self._rounds + 1, 0
+            if verdict:
+                self._end(**json.loads(verdict))
+            if stop:
+                signals.stop_too(stop)
+            silent = silent + 1 if beat == seen else 0
+            seen = beat
+            if silent >= (SUSPECT_ROUNDS if suspicion else SILENT_ROUNDS):
+                self._condemn(
+                    self._next, f"no sign of life for {silent * self._interval:.0f} s: dead, stopped or cut off"
+                )
+            if self._is_orphan():
+                self._condemn(self._ranks.rank, "its launcher is gone, and nobody would end it any more")
+
+    def _guard(self) -> None:
+        """Watches the thread above, whose calls wait for ever where the store's process is stopped."""
+        rounds, stuck = -1, 0
+        while not self._closing.wait(self._interval):
+            stuck = stuck + 1 if self._rounds == rounds else 0
+            rounds = self._rounds
+            if stuck > SILENT_ROUNDS:
+                self._end_without_store(f"no answer for {stuck * self._interval:.0f} s")
+
+    def _condemn(self, rank: int, reason: str) -> None:
+        text = f"{self._place(rank)}: {reason}.\nThe other ranks end. Go on from the last checkpoint with --resume."
+        try:
+            mine = self._write_verdict(self._store, text, EnvironmentFault.exit_code)
+        except RuntimeError:
+            mine = True
+        self._end(text, EnvironmentFault.exit_code, tell=mine)
+
+    @staticmethod
+    def _write_verdict(store: distributed.Store, text: str, code: int) -> bool:
+        """Whether this is the first verdict."""
+        content = json.dumps({"text": text, "code": code})
+        return bool(store.compare_set(VERDICT, "", content).decode() == content)
+
+    def _end_without_store(self, reason: str) -> None:
+        # Nobody can be asked whether it has spoken already: one rank of each node does.
+        world = self._ranks.world
+        text = (
+            f"{self._place(0)}, which keeps the heartbeats of all: {reason}. It is dead, stopped or cut off.\n"
+            "The other ranks end. Go on from the last checkpoint with --resume."
+        )
+        self._end(text, EnvironmentFault.exit_code, tell=world.rank == 1 or world.local_rank == 0)
+
+    def _end(self, text: str, code: int, *, tell: bool = False) -> None:
+        """End this process from whatever thread, whatever the others are doing."""
+        if self._closing.is_set():
+            return
+        if tell:
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            if (self._run_dir / "config.yaml").exists():
+                with suppress(OSError), (self._run_dir / ERROR_LOG).open("a") as log:
+                    log.write(f"{self._place(self._ranks.rank)} tells: {text}\n")
+        else:
+            time.sleep(SECONDS_FOR_THE_TELLER)
+        os._exit(code)
+
+    def _place(self, rank: int) -> str:
+        return f"rank {rank} on {self._places[rank]}"
+
+    def _is_orphan(self) -> bool:
+        """Whether the launcher's process on this node has died. (One that never was a launcher may: nohup.)"""
+        source = self._ranks.world.source
+        launched = "srun" in source or "mpirun" in source or "TORCHELASTIC_RUN_ID" in os.environ
+        return launched and self._parent > 1 and os.getppid() != self._parent
+
+
+@contextmanager
+def watched(ranks: Ranks, timeout: float, run_dir: str) -> Iterator[None]:
+    """Run a block on all ranks; the loss of one ends the others within `timeout` seconds, with its name."""
+    if ranks.size == 1:
+        yield
+        return
+    heartbeat = Heartbeat(ranks, timeout, Path(run_dir))
+    try:
+        yield
+        ranks.barrier()
+    except Exception as error:
+        if _is_of_a_peer(error):
+            heartbeat.wait_for_verdict()
+        if not isinstance(error, signals.Interrupted):
+            heartbeat.blame(error)
+        raise
+    finally:
+        heartbeat.close()
+
+
+def _is_of_a_peer(error: Any) -> bool:
+    """Whether a collective call failed, as it does on all ranks when one of them is gone."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
