@@ -211,7 +211,10 @@ def evaluate(
             console.print(f"{name:24} {value:.6g}")
 
 
-@app.command(epilog="Example: `srun -N2 -n4 python -m dpt_hpc.launch doctor configs/pretrain/cgcnn_1_500_500.yaml`")
+@app.command(
+    epilog="Example: `dpt-hpc doctor configs/pretrain/cgcnn_1_500_500.yaml`; in a job, on all its ranks, "
+    "`srun python -m dpt_hpc.launch doctor CONFIG`"
+)
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="The run to come; else the paper's on the sample data.")] = None,
     overrides: Set = None,
