@@ -89,10 +89,10 @@ pyg: setup ## torch-scatter and torch-cluster for the backend pyg and its tests 
 
 slurm: ## Slurm and munge for the tests of launch/slurm.sbatch (Debian and Ubuntu; asks for root only if they are missing)
 	@PATH="$$PATH:/usr/sbin"; command -v slurmctld munged srun >/dev/null || { \
-	  echo "== Slurm for the tests: apt-get install slurm-wlm munge libpmix2"; \
+	  echo "== Slurm for the tests: apt-get install slurm-wlm munge libpmix-dev"; \
 	  if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root="sudo -n"; fi; \
 	  $$as_root apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends slurm-wlm munge libpmix2 >/dev/null; }
+	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends slurm-wlm munge libpmix-dev >/dev/null; }
 
 # The data of ../shared/data where it is there, else what ships with dpt_hpc. One core first, then all of them.
 bench: setup ## the benchmarks, on this machine, beside other packages: tables and a plot in build/bench

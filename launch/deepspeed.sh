@@ -21,14 +21,15 @@ shift
 if [ -z "$HOSTS" ]; then
   options=(--num_gpus "$RANKS" --master_port "$PORT")
 else
-  options=(--hostfile "$HOSTS" --launcher "$LAUNCHER" --master_port "$PORT")
+  first=$(awk '!/^#/ && NF { print $1; exit }' "$HOSTS")
+  options=(--hostfile "$HOSTS" --launcher "$LAUNCHER" --master_port "$PORT" --master_addr "${MASTER_ADDR:-$first}")
   case $LAUNCHER in
     # Its default interface, eth0, is not every machine's; it would also bind each rank to one core.
     openmpi)
       arguments="--bind-to none --mca btl_tcp_if_include ${INTERFACE:-lo}"
-      options+=(--no_ssh_check --launcher_args "${LAUNCHER_ARGS:-$arguments}")
+      options+=(--force_multi --no_ssh_check --launcher_args "${LAUNCHER_ARGS:-$arguments}")
       ;;
-    slurm | mpich) options+=(--no_ssh_check --launcher_args "${LAUNCHER_ARGS:-}") ;;
+    slurm | mpich) options+=(--force_multi --no_ssh_check --launcher_args "${LAUNCHER_ARGS:-}") ;;
   esac
 fi
 exec "$DEEPSPEED" "${options[@]}" --module dpt_hpc.launch "$config" --resume "$@"

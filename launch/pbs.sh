@@ -52,7 +52,11 @@ told=
 trap 'told=yes; kill -USR1 "$step"' USR1 TERM
 "$MPIEXEC" -n "$ranks" "${options[@]}" "$PYTHON" -m dpt_hpc.launch "$CONFIG" "${arguments[@]}" &
 step=$!
-(sleep "$WALL_SECONDS" && kill -USR1 $$) &
+(
+  trap 'kill $!' TERM
+  sleep "$WALL_SECONDS" &
+  wait $! && kill -USR1 $$
+) >/dev/null 2>&1 &
 clock=$!
 while told=; wait "$step"; code=$?; [ -n "$told" ]; do :; done
 kill "$clock" 2>/dev/null
