@@ -250,6 +250,20 @@ def test_one_seed_is_a_fine_tuning_of_one_seed(tmp_path: Path) -> None:
     assert report(tmp_path, tuning / "seed_1").text.count("64.0")
 
 
+def test_waiting_is_drawn_where_a_run_waited(tmp_path: Path) -> None:
+    for name, wait, imbalance in (("waits", 0.12, 1.3), ("is quick", 0.004, 1.004)):
+        path = write_run(tmp_path / name, DERIVATIVES)
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            if line["kind"] == "epoch" and line["epoch"]:
+                line |= {"data_wait": wait, "imbalance": {"mean": imbalance, "max": 2.0}}
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        page = write_report([path], tmp_path / f"{name}.html").read_text()
+        shown = "was without data" in page
+        assert shown == (name == "waits")
+        assert ("fullest rank over the mean" in page) == shown
+
+
 def test_an_evaluation_is_shown(tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()

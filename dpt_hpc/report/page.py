@@ -31,7 +31,7 @@ from dpt_hpc.report.summary import (
     tuning_sentences,
     unit_of,
 )
-from dpt_hpc.report.training import compared_curves, learning_rate, training_curves
+from dpt_hpc.report.training import compared_curves, learning_rate, training_curves, waiting
 
 Section = dict[str, Any]
 
@@ -124,7 +124,7 @@ def _run_section(run: Run, index: int) -> Section:
         "errors": [_error_row(row) for row in error_rows(run)],
         "part": run.predictions.part if run.predictions else None,
         "seeds": [],
-        "curves": [*training_curves([run], key), *learning_rate([run], key)],
+        "curves": [*training_curves([run], key), *learning_rate([run], key), *waiting([run], key)],
         "parity": accuracy_figures(predictions, run, key),
         "elements": elements(predictions, run),
         "worst": worst(predictions, run),
@@ -166,7 +166,7 @@ def _tuning_section(tuning: FineTuning, index: int, others: Sequence[Run], compa
         "seeds": rows,
         "seed_unit": unit,
         "target": target_of(first),
-        "curves": [*training_curves(tuning.runs, key), *learning_rate(tuning.runs, key)],
+        "curves": [*training_curves(tuning.runs, key), *learning_rate(tuning.runs, key), *waiting(tuning.runs, key)],
         "parity": accuracy_figures(predictions, first, key),
         "elements": elements(predictions, first),
         "worst": worst(predictions, first),

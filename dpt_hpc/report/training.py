@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -13,6 +14,8 @@ from dpt_hpc.report.runs import Run
 from dpt_hpc.report.summary import best_epoch, metric, quantities_of
 from dpt_hpc.report.wording import Quantity, count, number
 
+WORTH_SHOWING = 1.0
+"""Per cent; a run that waited less in every epoch has no figure about it."""
 BINS = 240
 """Losses of single steps are drawn as medians over at most this many bins."""
 
@@ -51,6 +54,36 @@ def learning_rate(runs: Sequence[Run], key: str) -> list[Figure]:
         caption = "One line per seed."
     title = "Learning rate"
     return [Figure(Markup(curves(f"{key}-lr", title, lines, "epoch", "")), title, caption)]
+
+
+def waiting(runs: Sequence[Run], key: str) -> list[Figure]:
+    """What epochs lost to waiting, where they lost anything: for data, and for the rank with most edges."""
+    losses = (("without data", FIRST, _data_wait), ("fullest rank over the mean", SECOND, _excess))
+    lines: list[Line] = []
+    for label, role, loss_of in losses:
+        for i, run in enumerate(runs):
+            points = [
+                (float(r["epoch"]), 100 * loss_of(r)) for r in run.epochs if "data_wait" in r and "imbalance" in r
+            ]
+            if len(points) > 1 and max(y for _, y in points) >= WORTH_SHOWING:
+                x, y = np.array(points).T
+                lines.append(Line("" if i else label, x, y, role))
+    if not lines:
+        return []
+    title = "Waiting"
+    caption = (
+        "Per cent of the time in which the rank that waited most was without data, and by how many per cent the "
+        "fullest rank's edges exceeded the mean of all, averaged over the steps of an epoch."
+    )
+    return [Figure(Markup(curves(f"{key}-waiting", title, lines, "epoch", "%", log=False)), title, caption)]
+
+
+def _data_wait(record: Mapping[str, Any]) -> float:
+    return float(record["data_wait"])
+
+
+def _excess(record: Mapping[str, Any]) -> float:
+    return float(record["imbalance"]["mean"]) - 1
 
 
 def compared_curves(runs: Sequence[Run]) -> list[Figure]:
