@@ -218,6 +218,7 @@ def evaluate(
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="The run to come; else the paper's on the sample data.")] = None,
     overrides: Set = None,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds for each check; a hanging one ends the doctor.")] = 300.0,
     as_json: Json = False,
 ) -> None:
     """Check software, ranks, network, files, gradients and checkpoints before a job; red lines end with exit code 4."""
@@ -229,14 +230,10 @@ def doctor(
     file, changes = _or_sample(config, overrides)
     findings = []
     options: Any = load_config(file, kind_of(file), changes)  # type: ignore[type-var]
-    for finding in examine(options, here):
+    for finding in examine(options, here, limit):
         findings.append(finding)
         if here.rank == 0 and not as_json:
-            colour = {"ok": "green", "warn": "yellow", "bad": "red"}[finding.status]
-            console.print(f"{finding.status:5}", style=colour, end="")
-            console.print(f"{finding.name:14} {finding.said}", markup=False, soft_wrap=True)
-            if finding.todo:
-                console.print(f"{'':19} -> {finding.todo}", markup=False, soft_wrap=True)
+            console.print(finding.render(), soft_wrap=True)
     leave_world()
     bad = sum(finding.status == "bad" for finding in findings)
     if here.rank == 0 and as_json:
@@ -273,7 +270,7 @@ def scaling(
     as_json: Json = False,
 ) -> None:
     """Structures per second on growing numbers of ranks, where the time goes, and which term bends the curve."""
-    from dpt_hpc.report.scaling import scaling_lines, write_scaling_plot
+    from dpt_hpc.report.scaling import write_scaling_report
     from dpt_hpc.scaling.bench import conclude, measure_each, measure_here, rank_counts
     from dpt_hpc.scaling.predict import Network
     from dpt_hpc.train.config import PretrainConfig, load_config
@@ -298,10 +295,8 @@ def scaling(
         return
     conditions = {"file_system": file_system, "checkpoint_minutes": checkpoint_minutes, "jitter": jitter}
     result = conclude(kind, out, predict=predict, network=Network(latency, bandwidth), conditions=conditions)
-    lines = scaling_lines(result)
-    (out / f"scaling_{kind}.md").write_text("\n".join(lines) + "\n")
-    plot = write_scaling_plot(result, out / f"scaling_{kind}.png")
-    print(json.dumps(result) if as_json else "\n".join([*lines, "", f"wrote {plot}, .json and .md beside it"]))
+    text = write_scaling_report(result, out)
+    print(json.dumps(result) if as_json else text)
 
 
 def _or_sample(config: Path | None, overrides: list[str] | None) -> tuple[Path, list[str]]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,17 @@ def test_two_ranks(options: Options, tmp_path: Path) -> None:
     assert "have 1 core(s) between them" in crowded["placement"]["said"]
     assert "is missing" in crowded["dataset"]["said"]
     assert crowded["engine"]["status"] == "bad"
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_rank_that_fails_where_another_waits_does_not_hang_the_doctor(options: Options, tmp_path: Path) -> None:
+    program = Path(__file__).with_name("doctor_ranks.py")
+    began = time.monotonic()
+    done = mpiexec(2, program, written(options, tmp_path), "fail", timeout=200)
+    assert time.monotonic() - began < 100
+    assert done.returncode == 4
+    assert "bad   parity: not done after 10 s; rank" in done.stderr
 
 
 def test_versions_of_ranks_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run
 
+LIMIT = 300.0
+"""Seconds for one check."""
 STRUCTURES_OF_A_RANK = 2
 STRUCTURES_AT_MOST = 64
 """Of the step that is tried: rank 0 computes it alone too."""
@@ -32,20 +34,25 @@ BYTES_PER_WEIGHT = 4 * 4
 """Of a checkpoint: weight, two moments, and an average or the raw weight, in float32."""
 
 
-def examine(config: PretrainConfig | FinetuneConfig, ranks: Ranks) -> Iterator[Finding]:
-    """One finding after the other, the same on every rank. Collective; leaves nothing behind."""
+def examine(config: PretrainConfig | FinetuneConfig, ranks: Ranks, limit: float = LIMIT) -> Iterator[Finding]:
+    """One finding after the other, the same on every rank. Collective; leaves nothing behind.
+
+    limit: seconds for each check, after which the process ends.
+    """
     run_dir = Path(config.run_dir)
     scratch = files.nearest_that_exists(run_dir) / f".dpt_hpc_doctor_{ranks.broadcast(uuid.uuid4().hex[:8])}"
     try:
-        yield from _findings(config, ranks, run_dir, scratch)
+        yield from _findings(config, ranks, run_dir, scratch, limit)
     finally:
         if ranks.rank == 0:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _findings(config: PretrainConfig | FinetuneConfig, ranks: Ranks, run_dir: Path, scratch: Path) -> Iterator[Finding]:
+def _findings(
+    config: PretrainConfig | FinetuneConfig, ranks: Ranks, run_dir: Path, scratch: Path, limit: float
+) -> Iterator[Finding]:
     def each(name: str, work: Callable[[], Finding]) -> Finding:
-        return check(name, ranks, work)
+        return check(name, ranks, work, limit)
 
     yield each("versions", lambda: machine.versions(ranks))
     yield each("build", lambda: machine.build(ranks))

@@ -44,6 +44,15 @@ STYLE: Any = {
 Result = Mapping[str, Any]
 
 
+def write_scaling_report(result: Result, out: Path) -> str:
+    """Write scaling_MODE.md and .png into `out`; returns the text, and where it went."""
+    lines = scaling_lines(result)
+    name = f"scaling_{result['mode']}"
+    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
+    write_scaling_plot(result, out / f"{name}.png")
+    return "\n".join([*lines, "", f"wrote {out / name}.json, .md and .png"])
+
+
 def scaling_lines(result: Result) -> list[str]:
     """Markdown: what was measured where, the parts of a step, the prediction with its assumptions and verdicts."""
     records = result["measurements"]
