@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -96,6 +97,57 @@ def test_pruning_keeps_the_newest_the_best_and_those_of_some_epochs(tmp_path: Pa
     again = write(writer, 8)
     assert again == "step_00000008.1", "a published checkpoint is never written over"
     assert (tmp_path / "checkpoints" / "last").resolve().name == again
+
+
+def test_whatever_stops_the_writer_is_told(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, CheckpointOptions())
+    name = write(writer, 1)
+    unspeakable = snapshot(2)
+    unspeakable.state["epoch"] = threading.Lock()  # nothing can write it down
+    writer.submit(writer.name(2), unspeakable, best=False)
+    fault = writer.finish()
+    assert fault is not None
+    assert re.match(
+        rf"checkpoint {tmp_path}/checkpoints: cannot be written: TypeError: .*; the last whole one is {name}\.\n"
+        r"Make room \(disk or memory\) .*--resume",
+        str(fault),
+    )
+    assert not list((tmp_path / "checkpoints").glob(".*_*")), "half a checkpoint keeps a disk full"
+    writer.submit(writer.name(3), snapshot(3), best=False)
+    assert writer.finish() is None, "an error that is over is not told again"
+
+
+def test_what_cannot_be_removed_is_no_error_of_the_checkpoint(tmp_path: Path, small_disk: Path) -> None:
+    """An old checkpoint is in use (something is mounted in it), another one has lost its manifest."""
+    writer = CheckpointWriter(tmp_path, CheckpointOptions(keep=1))
+    used = tmp_path / "checkpoints" / write(writer, 1) / "used"
+    used.mkdir()
+    subprocess.run(["mount", "--bind", small_disk, used], check=True)
+    (small_disk / "file").touch()
+    try:
+        last = write(writer, 2)
+        [left] = (tmp_path / "checkpoints").glob(".removed_*")
+        last = write(writer, 3)
+    finally:
+        subprocess.run(["umount", "-l", left / "used"], check=True)
+    assert names(tmp_path) == [last]
+    assert left.exists()
+    (tmp_path / "checkpoints" / last / "manifest.json").write_text("{")
+    writer.options = CheckpointOptions(keep=1, keep_every_epochs=5)
+    last = write(writer, 4)
+    assert names(tmp_path) == [last]
+    assert not left.exists(), "it is tried again"
+
+
+def test_a_checkpoint_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
+    write(CheckpointWriter(tmp_path, CheckpointOptions(keep=3)), 1, best=True)
+    for _ in range(2):
+        second = write(CheckpointWriter(tmp_path, CheckpointOptions(keep=3)), 2)
+        (tmp_path / "checkpoints" / second / "state.pt").write_bytes(b"")
+        restored = restore(tmp_path / "checkpoints")
+        assert restored is not None
+        go_back(restored)
+    assert names(tmp_path) == [f"damaged_{second}", f"damaged_{second}.1", "step_00000001"]
 
 
 @pytest.mark.parametrize("fault", ["truncated", "changed", "missing file", "missing manifest", "missing directory"])

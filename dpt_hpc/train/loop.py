@@ -118,6 +118,8 @@ class Trainer:
                 f"{stop}: all is saved up to step {self.step}.\n"
                 f"Go on with --resume: exit code {stop.exit_code} asks for it."
             ) from None
+        finally:
+            self.writer.wait()  # whatever ends the run, the checkpoint in flight is not lost
         self._finish_saving()
 
     def _fit(self, monitor: Monitor) -> None:
@@ -182,6 +184,8 @@ class Trainer:
                     self._tell_above_budget(monitor)
                 if unsaved:
                     self._tell_unsaved(monitor)
+                else:
+                    self._warned = False
                 if every and self.step % every == 0 and self.step_in_epoch < self.sampler.steps_per_epoch:
                     self.save(monitor, best=False)
                     self.objective.train()
@@ -318,10 +322,13 @@ class Trainer:
 
     def _tell_unsaved(self, monitor: Monitor) -> None:
         """The latest checkpoint could not be written: warn or stop, as configured; every rank calls it."""
+        if self._warned:
+            return
         fault = self.engine.ranks.broadcast(self.writer.fault())
-        if self.config.checkpoint.on_error == "stop":
+        # None: written since rank 0 told of it.
+        if fault is not None and self.config.checkpoint.on_error == "stop":
             raise fault
-        if not self._warned:
+        if fault is not None:
             monitor.warn(f"{fault}\nTraining goes on; it is tried again at the next checkpoint.")
         self._warned = True
 

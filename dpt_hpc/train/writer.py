@@ -11,9 +11,12 @@ import math
 import os
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -61,7 +64,7 @@ class CheckpointWriter:
         self.directory = run_dir / "checkpoints"
         self.log = run_dir / "metrics.jsonl"
         self.options = options
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         """Why the latest checkpoint could not be written."""
         self._unwritten: list[_Unwritten] = []
         self._thread: threading.Thread | None = None
@@ -101,20 +104,22 @@ class CheckpointWriter:
         return self.fault()
 
     def fault(self) -> EnvironmentFault | None:
-        """Why the latest checkpoint could not be written, in words; None if it was, or still is being written."""
+        """Why the latest checkpoint could not be written, in words; None if it was."""
         error = self.error
         if error is None:
             return None
+        where, why = self.directory, f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            where, why = error.filename or where, error.strerror or str(error)
         last = self.directory / LAST
         left = f"the last whole one is {last.resolve().name}" if last.exists() else "there is no earlier one"
         return EnvironmentFault(
-            f"checkpoint {error.filename or self.directory}: cannot be written: {error.strerror or error}; {left}.\n"
-            "Make room or restore write access, then go on with --resume (checkpoint.on_error=continue trains on and "
-            "tries again at the next checkpoint)."
+            f"checkpoint {where}: cannot be written: {why}; {left}.\n"
+            "Make room (disk or memory) or restore write access, then go on with --resume (checkpoint.on_error=continue "
+            "trains on and tries again at the next checkpoint)."
         )
 
     def _start(self) -> None:
-        self.error = None
         self._thread = threading.Thread(target=self._write, name="checkpoint")
         self._thread.start()
 
@@ -124,9 +129,12 @@ class CheckpointWriter:
                 first = self._unwritten[0]
                 publish(self.directory, first.name, first.snapshot, best=first.best, log=self.log)
                 self._unwritten.pop(0)
-            prune(self.directory, self.options)
-        except OSError as error:
+        except Exception as error:  # whatever it is: nobody else would hear of it, and the checkpoint is not there
             self.error = error
+            sweep(self.directory)  # a part of a checkpoint must not keep the disk full
+        else:
+            self.error = None
+            prune(self.directory, self.options)
 
 
 def publish(directory: Path, name: str, snapshot: Snapshot, *, best: bool, log: Path | None = None) -> Path:
@@ -135,7 +143,7 @@ def publish(directory: Path, name: str, snapshot: Snapshot, *, best: bool, log: 
     log: what has to be on the disk before a checkpoint that counts on it.
     """
     sweep(directory)
-    partial = directory / f".partial_{name}"
+    partial = directory / f".partial_{name}.{uuid4().hex[:8]}"  # a new name: what could not be swept is no obstacle
     write_checkpoint(partial, snapshot)
     if log is not None and log.exists():
         fsync(log)
@@ -159,27 +167,31 @@ def point(directory: Path, link: str, name: str) -> None:
 
 
 def prune(directory: Path, options: CheckpointOptions) -> None:
-    """Remove all but the `keep` newest checkpoints, those of every `keep_every_epochs`-th epoch, `last` and `best`."""
+    """Remove all but the `keep` newest checkpoints, those of every `keep_every_epochs`-th epoch, `last` and `best`.
+
+    What cannot be removed now is tried again after the next checkpoint: the one just written is whole all the same.
+    """
     kept = {(directory / link).resolve().name for link in (LAST, BEST)}
     every = options.keep_every_epochs
     for path in sorted(directory.glob("step_*"))[: -options.keep]:
         if path.name in kept or (every and (epoch := _epoch_ended(path)) and epoch % every == 0):
             continue
-        remove(path)
+        with suppress(OSError):
+            remove(path)
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; killed meanwhile, it is gone under its name all the same."""
-    doomed = checkpoint.with_name(f".removed_{checkpoint.name}")
+    """Remove a checkpoint; killed meanwhile, it is gone under its name all the same, and `sweep` removes the rest."""
+    doomed = checkpoint.with_name(f".removed_{checkpoint.name}.{uuid4().hex[:8]}")
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep(directory: Path) -> None:
-    """Remove what a killed process or a full disk has left half written or half removed."""
+    """Remove what a killed process or a full disk has left half written or half removed, as far as it can be."""
     for pattern in (".partial_*", ".removed_*"):
         for left in directory.glob(pattern):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def restore(directory: Path) -> Restored | None:
@@ -222,13 +234,22 @@ def go_back(restored: Restored) -> None:
     point(directory, LAST, checkpoint)
     for name in restored.damaged:
         if (directory / name).exists():
-            (directory / name).rename(directory / f"damaged_{name}")
+            (directory / name).rename(_free(directory / f"damaged_{name}"))
     for path in directory.glob("step_*"):
         if path.name > checkpoint:
             remove(path)
 
 
+def _free(path: Path) -> Path:
+    """`path`, or where something has that name already, the first of path.1, path.2, ... that is free."""
+    numbered = (path.with_name(f"{path.name}.{again}") for again in count(1))
+    return next(p for p in chain([path], numbered) if not p.exists())
+
+
 def _epoch_ended(checkpoint: Path) -> int | None:
-    """The epoch at whose end a checkpoint was made; None for one made on the way."""
-    epoch: int | None = json.loads((checkpoint / MANIFEST).read_bytes())["epoch_ended"]
+    """The epoch at whose end a checkpoint was made; None for one made on the way, or a damaged one."""
+    try:
+        epoch: int | None = json.loads((checkpoint / MANIFEST).read_bytes())["epoch_ended"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
     return epoch
