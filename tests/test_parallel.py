@@ -54,6 +54,11 @@ BUDGET_VARIANTS: dict[str, Options] = {
     for k, (name, options) in enumerate(VARIANTS.items())
     if k % 3 == k // 3 % 3  # every stage with either accumulation, and a store in turn
 }
+BUDGET_VARIANTS["ZeRO 1, learnt budget"] = {
+    "engine": {"kind": "deepspeed", "zero_stage": 1},
+    "training": {"edge_budget": "auto"},
+    "data": {"store": "cluster"},
+}
 FOUR_RANKS = {name: options for name, options in VARIANTS.items() if "cluster" in name} | BUDGET_VARIANTS
 """Four ranks on two cores are slow: every stage with either accumulation all the same, and two nodes of two ranks."""
 AVERAGED = "ZeRO 1, moving average"

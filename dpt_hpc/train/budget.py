@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from dpt_hpc.train.ranks import Ranks
 
 LEARNING_STEPS = 4
 GROWTH = 4
-"""How many times the edges of the step before a step may have in a micro-batch, while the budget is being learnt."""
+"""How many times the edges of the fullest micro-batch up to now the next one may have, while the budget is learnt."""
 SHARE = 0.8
 """Of the memory that is free when training begins; the rest is for what is not proportional to edges."""
 
@@ -42,6 +43,8 @@ class HostMemory(Memory):
     """The memory of the node, or of the part of it that the job's cgroup gives, divided by the ranks there."""
 
     def __init__(self, local_world_size: int) -> None:
+        with suppress(OSError, AttributeError):  # another C library: what it kept for later use goes unseen
+            ctypes.CDLL(None).malloc_trim(0)
         self.room = free_memory() // local_world_size
         with suppress(OSError):  # else an earlier peak counts too, and the budget becomes smaller than it could be
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -79,7 +82,8 @@ class EdgeBudget:
         self._memory: Memory | None = None
         self._edges = 0
         self.steps_to_learn = LEARNING_STEPS if option == "auto" else 0
-        sampler.edge_budget = max(int(sampler.edges[sampler.indices].max()), 1) if option == "auto" else option
+        self._least = max(int(sampler.edges[sampler.indices].max()), 1)
+        sampler.edge_budget = self._least if option == "auto" else option
 
     def watch(self, memory: Memory | None = None) -> None:
         """Begin to measure, if there is something to learn; before the first step. memory: the device's by default."""
@@ -96,10 +100,10 @@ class EdgeBudget:
         before = self._sampler.edge_budget or 1
         # The peak and the edges are both the highest since watching began, so they belong together.
         fits = int(SHARE * self._memory.room * max(self._edges, 1) / max(self._memory.taken(), 1))
-        fits = min(self._ranks.all_gather(fits))
-        if self.steps_to_learn:
-            fits = min(fits, GROWTH * before)
-        self._sampler.edge_budget = rounded_down(max(fits, 1))
+        told = self._ranks.all_gather((fits, self._edges))
+        # Never far beyond what has been measured, also where the steps are smaller than the memory.
+        tried = max(self._least, *(edges for _, edges in told))
+        self._sampler.edge_budget = rounded_down(max(min(GROWTH * tried, *(fits for fits, _ in told)), 1))
         return self._sampler.edge_budget != before
 
     def halve(self, *, repeatable: bool) -> None:
