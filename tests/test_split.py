@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dpt_hpc.data.split import split_dataset
 from dpt_hpc.errors import DataError
+from dpt_hpc.train.parts import places_as_text
 
 
 @given(st.lists(st.integers(0, 12), min_size=30, max_size=200), st.integers(0, 5))
@@ -34,3 +35,9 @@ def test_a_random_split_has_the_sizes_asked_for() -> None:
 def test_an_empty_part_is_refused() -> None:
     with pytest.raises(DataError, match=r"split: the validation part is empty: 0\.2 of 3 structures in 1 groups"):
         split_dataset(np.array(["NaCl"] * 3), (0.6, 0.2, 0.2), seed=0)
+
+
+@pytest.mark.parametrize("count", [1, 9, 10, 11, 100, 101, 1234])
+def test_a_split_by_structure_draws_from_the_indices_sorted_as_text(count: int) -> None:
+    _, places = np.unique(np.arange(count).astype(str), return_inverse=True)
+    assert places_as_text(count).tolist() == places.tolist()

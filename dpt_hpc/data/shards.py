@@ -140,13 +140,17 @@ class Dataset:
 
     def ids(self, indices: Sequence[int] | Indices) -> list[str]:
         """The ids of the structures `indices` (B,), in that order."""
+        return self.id_array(indices).tolist()
+
+    def id_array(self, indices: Sequence[int] | Indices) -> NDArray[np.str_]:
+        """(B,) the same, for many."""
         index, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        found: list[str] = []
+        found = [np.empty(0, dtype="S1")]
         for start, stop in self._runs(index):
             shard, low = self._place(int(index[start]))
             values = self.files.read(shard, "structure_id", low, low + int(index[stop - 1] - index[start]) + 1)
-            found += [one.decode() for one in np.array(values)[index[start:stop] - index[start]].tolist()]
-        return [found[place] for place in places.tolist()]
+            found.append(np.array(values)[index[start:stop] - index[start]])
+        return np.char.decode(np.concatenate(found), "utf-8")[places]
 
     def layout(self, dtype: torch.dtype, target: str | None) -> Layout:
         """What batches in `dtype` need. Raises DataError if the dataset has no property `target`."""

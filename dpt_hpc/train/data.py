@@ -24,7 +24,7 @@ from dpt_hpc.train.ranks import Ranks
 
 Indices = NDArray[np.int64]
 
-PIECE = 8192
+PIECE = 2048
 """Structures that are fetched at a time where they are read in a given order, not in the windows of an epoch."""
 
 

@@ -24,13 +24,29 @@ def make_split(dataset: Dataset, options: SplitOptions, objective: ObjectiveOpti
     usable = np.arange(len(dataset))
     if isinstance(objective, PropertyOptions):
         usable = np.flatnonzero(~np.isnan(target_values(dataset, objective.target)))
-    labels: NDArray[Any] = dataset.group_codes if options.by == "group" else np.arange(len(dataset)).astype(str)
+    labels = dataset.group_codes if options.by == "group" else places_as_text(len(dataset))
     fractions = (options.train, options.validation, options.test)
     split = split_dataset(labels[usable], fractions, seed if options.seed is None else options.seed)
     split = Split(usable[split.train], usable[split.validation], usable[split.test])
     if isinstance(objective, DerivativesOptions):
         _check_labels(dataset, objective, split)
     return split
+
+
+def places_as_text(count: int) -> NDArray[np.int64]:
+    """(count,) the place of each number from 0 on among the decimal numbers below `count`, sorted as text.
+
+    A split by structure draws from its indices in this order (0, 1, 10, 100, 11, ...), as it always has; made without
+    the text, which would take ten times the memory.
+    """
+    number = np.arange(count)
+    digits = np.ones(count, dtype=np.int8)
+    for power in range(1, len(str(count))):
+        digits[10**power :] += 1
+    widened = number * 10 ** (len(str(count)) - digits.astype(np.int64))
+    places = np.empty(count, dtype=np.int64)
+    places[np.lexsort((digits, widened))] = number
+    return places
 
 
 def target_values(dataset: Dataset, target: str) -> NDArray[np.float64]:

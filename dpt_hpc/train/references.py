@@ -16,7 +16,7 @@ from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions, PropertyO
 from dpt_hpc.train.data import Data
 from dpt_hpc.train.ranks import Ranks
 
-BLOCK = 4096
+BLOCK = 512
 """Structures read at a time."""
 
 

@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dpt_hpc.data.group import agree
@@ -193,7 +192,7 @@ class Run:
         if self.counts is not None:
             self.counts.save(self.run_dir)
         parts = {"train": split.train, "validation": split.validation, "test": split.test}
-        write_arrays(self.run_dir / "split.npz", {k: np.array(dataset.ids(v), dtype=np.str_) for k, v in parts.items()})
+        write_arrays(self.run_dir / "split.npz", {k: dataset.id_array(v) for k, v in parts.items()})
         return facts
 
     def _conclude(self, trainer: Trainer, facts: dict[str, Any], monitor: Monitor) -> None:

@@ -79,7 +79,7 @@ def collect_predictions(
         return None
     keys = {k for share in gathered for k in share}
     joined = {k: np.concatenate([share[k] for share in gathered if k in share]) for k in sorted(keys)}
-    joined["structure_ids"] = np.array(data.dataset.ids(indices))
+    joined["structure_ids"] = data.dataset.id_array(indices)
     joined["num_atoms"] = data.dataset.num_atoms[indices]
     return joined
 
