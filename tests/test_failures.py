@@ -94,18 +94,18 @@ def test_a_signal_saves_within_seconds_asks_for_requeue_and_the_run_ends_bit_equ
 ) -> None:
     """One process; the signal comes anywhere: in a step, in a validation, in a save; SIGCONT follows, as of Slurm."""
     options = deepcopy(options)
-    options["training"] |= {"epochs": 30}
+    options["training"] |= {"epochs": 12}
     options["checkpoint"] = {"every_steps": 100}
     config = written(tmp_path / "config.yaml", options, tmp_path / "run")
     arguments: list[str] = []
-    for step in (5, 40):
+    for step in (5, 20):
         processes = start_run(1, config, *arguments)
         wait_for_step(tmp_path / "run", processes, step)
         processes[0].send_signal(number)
         processes[0].send_signal(signal.SIGCONT)
         began = time.monotonic()
         [(code, told)] = ended(processes)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 30
         assert code == EXIT_REQUEUE == 75, told
         assert f"stopped: told to stop ({number.name}): all is saved up to step" in told.replace(
             "during an evaluation ", ""
@@ -130,7 +130,7 @@ def test_a_signal_saves_within_seconds_asks_for_requeue_and_the_run_ends_bit_equ
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_two_ranks_go_on_bit_equal(options: Options, tmp_path: Path) -> None:
     options = deepcopy(options)
-    options["training"] |= {"epochs": 12, "grad_accumulation": 2}
+    options["training"] |= {"epochs": 6, "grad_accumulation": 2}
     options["engine"] = {"zero_stage": 2}
     whole = written(tmp_path / "whole.yaml", options, tmp_path / "whole")
     config = written(tmp_path / "config.yaml", options, tmp_path / "run")
@@ -141,7 +141,7 @@ def test_a_signal_to_one_rank_stops_all_and_two_ranks_go_on_bit_equal(options: O
     for code, told in ended(processes):
         assert code == EXIT_REQUEUE, told
     step = load_state(tmp_path / "run" / "checkpoints" / "last")["step"]
-    assert 7 <= step < 60
+    assert 7 <= step < 30
     succeed(start_run(2, config, "--resume"))
     assert of_steps(tmp_path / "run", "loss") == of_steps(tmp_path / "whole", "loss")
     same_weights(tmp_path / "whole", tmp_path / "run")
@@ -168,7 +168,7 @@ def test_four_then_two_ranks_then_one_go_on_with_the_loss_that_was_left(options:
         assert json.loads((run_dir / "run.json").read_text())["world_size"] == ranks
     whole = run(options, tmp_path / "whole")
     assert of_steps(run_dir, "step") == of_steps(whole, "step") == list(range(1, 26))
-    np.testing.assert_allclose(of_steps(run_dir, "loss"), of_steps(whole, "loss"), rtol=5e-6)
+    np.testing.assert_allclose(of_steps(run_dir, "loss"), of_steps(whole, "loss"), rtol=1e-6)
     same_weights(run_dir, whole, within=1e-6)
 
 
@@ -205,6 +205,47 @@ def test_a_killed_or_stopped_rank_ends_the_others_and_is_named(
     restored = restore(run_dir / "checkpoints")
     assert restored is not None
     assert not restored.damaged
+
+
+@pytest.mark.slow
+def test_ranks_whose_launcher_is_killed_do_not_train_on(options: Options, tmp_path: Path) -> None:
+    """What happens to the ranks of a node when slurmstepd dies; here the launcher is torchrun's name and a process."""
+    options = deepcopy(options)
+    options["training"] |= {"epochs": 1000}
+    options["engine"] = {"rank_timeout": 20}
+    config = written(tmp_path / "config.yaml", options, tmp_path / "run")
+    program = tmp_path / "launcher.py"
+    program.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(SEVERAL_RUNS.parent)!r})\n"
+        "from test_failures import start_run\n"
+        "os.environ['TORCHELASTIC_RUN_ID'] = 'test'\n"
+        f"ranks = start_run(2, {str(config)!r})\n"
+        "print(*[rank.pid for rank in ranks], flush=True)\n"
+        "print([rank.communicate() for rank in ranks])\n"
+    )
+    launcher = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    ranks = [int(word) for word in launcher.stdout.readline().split()]
+    wait_for_step(tmp_path / "run", [launcher], 2)
+    launcher.kill()
+    launcher.communicate()
+    began = time.monotonic()
+    while any(is_running(rank) for rank in ranks) and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    left = [rank for rank in ranks if is_running(rank)]
+    for rank in left:
+        os.kill(rank, signal.SIGKILL)
+    assert not left
+    assert "its launcher is gone" in (tmp_path / "run" / "error.log").read_text()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope="module")

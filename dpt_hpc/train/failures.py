@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from dpt_hpc.train.signals import Interrupted
 
 DIVERGED = "diverged.json"
 ERROR_LOG = "error.log"
+SECONDS_FOR_THE_FIRST_RANK = 1.0
+SECONDS_OF_ONE_ERROR = 30.0
 
 
 class DivergedError(DptError):
@@ -75,18 +78,32 @@ class Divergence:
 
 @contextmanager
 def leaving_traceback(run_dir: Path, ranks: Ranks) -> Iterator[None]:
-    """Whatever ends the run here, but being told to stop, also stands in run_dir/error.log, with its traceback."""
+    """Whatever ends the run here, but being told to stop, also stands in run_dir/error.log, with its traceback.
+
+    Of an error that all ranks meet the first one tells; of the loss of a rank, the heartbeat.
+    """
     try:
         yield
     except Interrupted:
         raise
     except Exception as error:
-        place = f"rank {ranks.rank} of {ranks.size} on {ranks.world.node}"
-        head = f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} {place}"
-        text = f"{head}\n{''.join(traceback.format_exception(error))}\n"
-        with suppress(OSError), (run_dir / ERROR_LOG).open("a") as log:
-            log.write(text)
+        path = run_dir / ERROR_LOG
+        if ranks.rank:
+            time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+        with suppress(OSError):
+            told = ranks.rank and path.exists() and time.time() - path.stat().st_mtime < SECONDS_OF_ONE_ERROR
+            if not told and not is_of_a_peer(error):
+                place = f"rank {ranks.rank} of {ranks.size} on {ranks.world.node}"
+                head = f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} {place}"
+                with path.open("a") as log:
+                    log.write(f"{head}\n{''.join(traceback.format_exception(error))}\n")
         raise
+
+
+def is_of_a_peer(error: BaseException) -> bool:
+    """Whether a collective call failed, as it does on all ranks when one of them is gone."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
 
 
 def _told(value: float) -> Any:

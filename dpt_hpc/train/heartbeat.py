@@ -21,7 +21,7 @@ from torch import distributed
 
 from dpt_hpc.errors import DptError, EnvironmentFault
 from dpt_hpc.train import signals
-from dpt_hpc.train.failures import ERROR_LOG
+from dpt_hpc.train.failures import ERROR_LOG, is_of_a_peer
 from dpt_hpc.train.ranks import Ranks
 
 ROUNDS_IN_TIMEOUT = 12
@@ -145,14 +145,20 @@ class Heartbeat:
         """End this process from whatever thread, whatever the others are doing."""
         if self._closing.is_set():
             return
-        if tell:
+        try:
+            if tell:
+                self._tell(text)
+            else:
+                time.sleep(SECONDS_FOR_THE_TELLER)
+        finally:
+            os._exit(code)
+
+    def _tell(self, text: str) -> None:
+        if (self._run_dir / "config.yaml").exists():
+            with suppress(OSError), (self._run_dir / ERROR_LOG).open("a") as log:
+                log.write(f"{self._place(self._ranks.rank)} tells: {text}\n")
+        with suppress(OSError):  # the launcher may be gone, and the pipe to it
             print(f"error: {text}", file=sys.stderr, flush=True)
-            if (self._run_dir / "config.yaml").exists():
-                with suppress(OSError), (self._run_dir / ERROR_LOG).open("a") as log:
-                    log.write(f"{self._place(self._ranks.rank)} tells: {text}\n")
-        else:
-            time.sleep(SECONDS_FOR_THE_TELLER)
-        os._exit(code)
 
     def _place(self, rank: int) -> str:
         return f"rank {rank} on {self._places[rank]}"
@@ -175,16 +181,10 @@ def watched(ranks: Ranks, timeout: float, run_dir: str) -> Iterator[None]:
         yield
         ranks.barrier()
     except Exception as error:
-        if _is_of_a_peer(error):
+        if is_of_a_peer(error):
             heartbeat.wait_for_verdict()
         if not isinstance(error, signals.Interrupted):
             heartbeat.blame(error)
         raise
     finally:
         heartbeat.close()
-
-
-def _is_of_a_peer(error: Any) -> bool:
-    """Whether a collective call failed, as it does on all ranks when one of them is gone."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
