@@ -260,6 +260,7 @@ def scaling(
     warm_up: Annotated[int, typer.Option(min=0, help="Steps before that.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Of each rank that is started.")] = 1,
     out: Annotated[Path, typer.Option(help="Directory for what is measured.")] = Path("runs/scaling"),
+    only_measure: Annotated[bool, typer.Option("--only-measure", help="Report later, with --only-report.")] = False,
     only_report: Annotated[bool, typer.Option("--only-report", help="Measure nothing; join what is in --out.")] = False,
     predict: Annotated[bool, typer.Option("--predict", help="The curve to 16,000 ranks.")] = False,
     latency: Annotated[float, typer.Option(min=0, help="Of the network predicted for, seconds.")] = 5e-6,
@@ -274,6 +275,7 @@ def scaling(
     from dpt_hpc.scaling.bench import conclude, measure_each, measure_here, rank_counts
     from dpt_hpc.scaling.predict import Network
     from dpt_hpc.train.config import PretrainConfig, load_config
+    from dpt_hpc.train.heartbeat import watched
     from dpt_hpc.train.ranks import enter_world, leave_world
 
     kind: Any = _one_of("--mode", mode, ("weak", "strong"))
@@ -287,14 +289,16 @@ def scaling(
             words += [] if structures is None else ["--structures", str(structures)]
             words += [word for change in changes for word in ("--set", change)]
             say = partial(Console(stderr=True, highlight=False).print, markup=False)
-            measure_each(counts, kind, ["bench", "scaling", *words], out, threads, say)
+            measure_each(counts, kind, ["bench", "scaling", *words, "--only-measure"], out, threads, say)
         else:
-            measure_here(options, kind, structures, here, out, warm_up=warm_up, steps=steps)
+            with watched(here, options.engine.rank_timeout, options.run_dir):
+                measure_here(options, kind, structures, here, out, warm_up=warm_up, steps=steps)
     leave_world()
-    if here.rank:
+    if here.rank or only_measure:
         return
     conditions = {"file_system": file_system, "checkpoint_minutes": checkpoint_minutes, "jitter": jitter}
-    result = conclude(kind, out, predict=predict, network=Network(latency, bandwidth), conditions=conditions)
+    network = Network(latency, bandwidth)
+    result = conclude(kind, out, counts, predict=predict, network=network, conditions=conditions)
     text = write_scaling_report(result, out)
     print(json.dumps(result) if as_json else text)
 

@@ -46,6 +46,7 @@ def test_weak_scaling_on_four_ranks() -> None:
         "jitter": 0.0,
         "bandwidth": pytest.approx(0.006),
         "latency": pytest.approx(14e-6),
+        "division": 0.0,
         "data": 0.0,
         "checkpoint": 0.0,
     }
@@ -84,6 +85,14 @@ def test_checkpoints_and_jitter() -> None:
     jitter = 0.05 * math.sqrt(2 * math.log(8)) * 0.1
     assert point.terms["jitter"] == pytest.approx(jitter)
     assert point.terms["checkpoint"] == pytest.approx(0.1 * (0.1 + jitter))
+
+
+def test_dividing_a_step_over_many_ranks_bends_the_curve() -> None:
+    # 0.1 s of one rank and 4 MB to all, and on 1,000 ranks 0.3 s of dividing.
+    points = predict_curve(WORK, Network(0.0, math.inf), WEAK, even, (1, 1000), lambda n: 3e-4 * n if n > 1 else 0.0)
+    assert [p.seconds for p in points] == [pytest.approx(0.1), pytest.approx(0.4)]
+    assert [p.bent_by for p in points] == [None, "division"]
+    assert "bent by dividing the step over the ranks" in verdicts(points)[-1]
 
 
 def test_the_terms_that_bend_the_curve_are_named_with_their_places() -> None:

@@ -24,6 +24,7 @@ COLORS = {
     "all-reduce": "#a8324a",
     "bandwidth": "#a8324a",
     "latency": "#dd7a8c",
+    "division": "#8c6d46",
     "data": "#2e8b57",
     "checkpoint": "#7d5ba6",
     "other": "#b0b0b0",
@@ -62,7 +63,8 @@ def scaling_lines(result: Result) -> list[str]:
     dataset = first["dataset"]
     lines += [
         f"{first['processor']}, {first['cores']} cores, {first['gpu'] or 'no GPU'}; {first['threads']} thread(s) "
-        "per rank; "
+        f"per rank, DeepSpeed's engine with ZeRO stage {first['zero_stage']} at every size, "
+        f"data.store {first['store']}; "
         f"{first['structures']:,} structures of a step of {first['ranks']} rank(s), {first['steps']} steps; "
         f"{dataset['structures']:,} structures of {dataset['edges'] / dataset['structures']:,.0f} edges. "
         "CPU: share of the time that ranks spent computing or polling; load: of the last minute, before and after.",
@@ -123,7 +125,8 @@ def _prediction_lines(prediction: Result) -> list[str]:
         + (f"{conditions['file_system'] / 1e9:g} GB/s" if conditions["file_system"] else "enough")
         + f". Measured: {work['fixed'] * 1e3:.2f} ms of a step are fixed, {work['per_edge'] * 1e6:.3f} µs per edge, "
         f"{work['edges']:,.0f} edges per structure, {work['gradient_bytes'] / 1e6:.3f} MB of gradients in "
-        f"{work['messages']:g} message(s), {work['sums']:g} small sums.",
+        f"{work['messages']:g} message(s), {work['sums']:g} small sums, "
+        f"{work['structure_bytes'] / 1e3:.1f} kB of each structure read from a shared file system.",
         "",
     ]
     names = list(prediction["points"][0]["terms"])

@@ -77,10 +77,20 @@ def measure_each(
 
 
 def conclude(
-    mode: Mode, out: Path, *, predict: bool, network: Network, conditions: dict[str, float | None]
+    mode: Mode,
+    out: Path,
+    counts: Sequence[int] = (),
+    *,
+    predict: bool,
+    network: Network,
+    conditions: dict[str, float | None],
 ) -> dict[str, Any]:
-    """Join what lies in `out` into scaling_MODE.json; with `predict` the curve to thousands of ranks too."""
-    records = read_records(out, mode)
+    """Join what lies in `out` into scaling_MODE.json; with `predict` the curve to thousands of ranks too.
+
+    counts: the numbers of ranks to join; none: all that lie there. Raises ConfigError if there is nothing, or if what
+    lies there was not measured alike.
+    """
+    records = read_records(out, mode, counts)
     if not records:
         raise ConfigError(f"--out {out}: holds no measurement of {mode} scaling.\nMeasure first, with --ranks 1,2.")
     result = join_records(records)

@@ -1,7 +1,9 @@
-"""How unequal the ranks' shares of a step are, by running the sampler itself for any number of ranks."""
+"""How unequal the ranks' shares of a step are, and how long dividing it takes, by running the sampler itself for any
+number of ranks."""
 
 from __future__ import annotations
 
+import time
 from functools import lru_cache
 
 import numpy as np
@@ -27,12 +29,18 @@ class SimulatedImbalance:
 
     def __call__(self, ranks: int) -> float:
         """The mean over a few steps, >= 1."""
-        return self._known(ranks)
+        return self._known(ranks)[0]
 
-    def _simulate(self, ranks: int) -> float:
+    def seconds(self, ranks: int) -> float:
+        """Of a step, in which each rank divides it over `ranks`, on this machine's processor; 0 for one rank."""
+        return self._known(ranks)[1]
+
+    def _simulate(self, ranks: int) -> tuple[float, float]:
         if ranks == 1:
-            return 1.0
+            return 1.0, 0.0
         batch = self._structures * (ranks if self._weak else 1)
         drawn = np.random.default_rng([self._seed, ranks]).choice(self._edges, STEPS * batch)
         sampler = Sampler(np.arange(len(drawn)), drawn, batch, self._seed, window=len(drawn))
-        return float(np.mean([sampler.imbalance(sampler.parts(1, step, ranks, 1)) for step in range(STEPS)]))
+        began = time.thread_time()  # of this thread alone: what else runs on the machine is not counted
+        unequal = [sampler.imbalance(sampler.parts(1, step, ranks, 1)) for step in range(STEPS)]
+        return float(np.mean(unequal)), (time.thread_time() - began) / STEPS

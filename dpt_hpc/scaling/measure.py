@@ -9,8 +9,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,40 @@ FEWER = 8
 Record = dict[str, Any]
 
 
-class _Enough(Exception):
-    """The last step that was wanted is done."""
-
-
-class _StepClock(Monitor):
-    """Stands in for a run's monitor: told of every step, it takes the time. Every other step after the warm-up runs
-    under a stopwatch, whose own waits (one barrier before each sum) then stretch no step that counts as speed."""
+class _StepClock:
+    """Takes the time of steps. Every other one after the warm-up runs under a stopwatch, whose own waits (one barrier
+    before each sum) then stretch no step that counts as speed."""
 
     def __init__(self, trainer: Trainer, warm_up: int, steps: int) -> None:
-        super().__init__(None, quiet=True)
         cuda = trainer.engine.device.type == "cuda"
         self._settle: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
-        self._left = -warm_up
-        self._steps = 2 * steps
-        self._watch: Stopwatch | None = None
-        self._stack = ExitStack()
+        self._taken = -warm_up
+        self._wanted = 2 * steps
         self._work = {"edges": 0, "atoms": 0, "structures": 0}
         self.records: list[Record] = []
         trainer.objective.model.register_forward_pre_hook(self._count)
-        self._start()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step that was wanted has been taken."""
+        return self._taken == self._wanted
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a whole step, from the wait for its data on."""
+        watch = Stopwatch(self._settle) if self._taken >= 0 and self._taken % 2 else None
+        self._work = dict.fromkeys(self._work, 0)
+        self._settle()
+        began, cpu = time.perf_counter(), time.process_time()
+        with watch.run() if watch else nullcontext():
+            yield
+            self._settle()
+        taken: Record = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+        if watch:
+            taken |= {"parts": dict(watch.seconds), "counts": dict(watch.counts)}
+        if self._taken >= 0:
+            self.records.append(taken | self._work)
+        self._taken += 1
 
     def _count(self, _: Any, arguments: tuple[Any, ...]) -> None:
         atomic_numbers, edge_vectors, _graph, atom_ptr = arguments
@@ -64,47 +78,31 @@ class _StepClock(Monitor):
         self._work["atoms"] += len(atomic_numbers)
         self._work["structures"] += len(atom_ptr) - 1
 
-    def _start(self) -> None:
-        self._settle()
-        if self._left >= 0 and self._left % 2:
-            self._watch = self._stack.enter_context(Stopwatch(self._settle).run())
-        self._work = dict.fromkeys(self._work, 0)
-        self._began, self._cpu = time.perf_counter(), time.process_time()
-
-    def step(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
-        self._settle()
-        taken: Record = {"seconds": time.perf_counter() - self._began, "cpu_seconds": time.process_time() - self._cpu}
-        self._stack.close()
-        if self._left >= 0:
-            if self._watch is not None:
-                taken |= {"parts": dict(self._watch.seconds), "counts": dict(self._watch.counts)}
-            self.records.append(taken | self._work)
-        self._watch = None
-        self._left += 1
-        if self._left == self._steps:
-            raise _Enough
-        self._start()
-
 
 def measure(
     config: PretrainConfig, mode: Mode, structures: int, ranks: Ranks, scratch: Path, *, warm_up: int, steps: int
 ) -> tuple[Record, NDArray[np.int64]]:
     """Measure `steps` steps of `config` twice (plain, and by parts) on these ranks; every rank calls it.
 
-    structures: of a step, of each rank (weak) or of all together (strong). scratch: a directory that all ranks see,
-    for one checkpoint; removed. Returns the record, the same on every rank, and the edges of each structure
-    that is trained on. Raises ConfigError if the training part has
-    fewer structures than a step.
+    A single rank too has DeepSpeed's engine, whatever the config says: else what DeepSpeed costs would be taken for a
+    loss of scaling. structures: of a step, of each rank (weak) or of all together (strong). scratch: a directory that
+    all ranks see, for one checkpoint; removed. Returns the record, the same on every rank, and the edges of each
+    structure that is trained on. Raises ConfigError if the training part has fewer structures than a step,
+    EnvironmentFault if the checkpoint cannot be written.
     """
     batch_size = structures * (ranks.size if mode == "weak" else 1)
     load = os.getloadavg()
     trainer = _trainer(config, batch_size, ranks, scratch)
-    own = _steps(trainer, warm_up, steps)
+    with trainer.data.store:
+        own = _steps(trainer, warm_up, steps)
+        checkpoint = _checkpoint(trainer, ranks, scratch)
+        network = measure_all_reduce(ranks, trainer.engine.device)
     everyone = ranks.all_gather({"rank": ranks.rank, "node": ranks.world.node, "steps": own})
     small: list[Record] = []
     if ranks.size == 1 and batch_size > 1:
-        small = _steps(_trainer(config, max(batch_size // FEWER, 1), ranks, scratch), 1, steps)
-    checkpoint = _checkpoint(trainer, ranks, scratch)
+        smaller = _trainer(config, max(batch_size // FEWER, 1), ranks, scratch)
+        with smaller.data.store:
+            small = _steps(smaller, 1, steps)
     facts = describe_environment()
     sizes = trainer.sampler.edges[trainer.sampler.indices]
     record = {
@@ -131,9 +129,17 @@ def measure(
             if "parts" in r
         ],
         "checkpoint": checkpoint,
-        "network": measure_all_reduce(ranks, trainer.engine.device),
+        "network": network,
         "parameters": sum(p.numel() for p in trainer.objective.parameters()),
-        "dataset": {"structures": len(sizes), "edges": int(sizes.sum()), "bytes": _bytes_of(config)},
+        "dataset": {
+            "structures": len(sizes),
+            "edges": int(sizes.sum()),
+            "all_structures": len(trainer.data.dataset),
+            "bytes": _bytes_of(config),
+            "digests": [manifest.digest for manifest in trainer.data.dataset.manifests],
+        },
+        "store": trainer.data.store.kind,
+        "options": _options_of(trainer.config),
     }
     return record, sizes
 
@@ -143,6 +149,7 @@ def _trainer(config: PretrainConfig, batch_size: int, ranks: Ranks, scratch: Pat
     options["run_dir"] = str(scratch)
     options["training"]["batch_size"] = batch_size
     options["checkpoint"]["every_steps"] = None
+    options["engine"]["kind"] = "deepspeed"
     config = PretrainConfig.model_validate(options)
     run, dataset, split, model = prepare(config, ranks, quiet=True)
     if batch_size > len(split.train):
@@ -156,13 +163,23 @@ def _trainer(config: PretrainConfig, batch_size: int, ranks: Ranks, scratch: Pat
 
 
 def _steps(trainer: Trainer, warm_up: int, steps: int) -> list[Record]:
+    """The records of two times `steps` steps; no thread of a loader is left behind."""
     clock = _StepClock(trainer, warm_up, steps)
-    try:
-        while True:
-            trainer.train_epoch(clock)
+    trainer.budget.watch()
+    while not clock.done:
+        if trainer.step_in_epoch == trainer.sampler.steps_per_epoch:
             trainer.epoch, trainer.step_in_epoch = trainer.epoch + 1, 0
-    except _Enough:
-        return clock.records
+        with trainer.load() as loader:
+            ahead = iter(loader)
+            while not clock.done and trainer.step_in_epoch < trainer.sampler.steps_per_epoch:
+                with clock.step():
+                    step, batches = next(ahead)
+                    trainer.train_step(step, batches)
+                    trainer.costs.add(trainer.sampler.imbalance(step.parts))
+                trainer.step_in_epoch, trainer.step = step.number + 1, trainer.step + 1
+                if trainer.budget.learn(max(int(trainer.sampler.edges[share].sum()) for share in step.mine)):
+                    break  # what was made ahead was cut for another budget
+    return clock.records
 
 
 def _checkpoint(trainer: Trainer, ranks: Ranks, scratch: Path) -> Record:
@@ -172,7 +189,8 @@ def _checkpoint(trainer: Trainer, ranks: Ranks, scratch: Path) -> Record:
     began = time.perf_counter()
     trainer.save(monitor, best=False)
     held = time.perf_counter() - began
-    if ranks.rank == 0 and (fault := trainer.writer.finish()):
+    # All ranks raise what one has found: the others would wait for it.
+    if fault := ranks.broadcast(trainer.writer.finish() if ranks.rank == 0 else None):
         raise fault
     written = time.perf_counter() - began
     ranks.barrier()
@@ -226,6 +244,15 @@ def _summary(everyone: list[Record]) -> Record:
 
 def _bytes_of(config: PretrainConfig) -> int:
     return sum(path.stat().st_size for root in config.data.path for path in Path(root).glob("shard_*.h5"))
+
+
+def _options_of(config: PretrainConfig) -> Record:
+    """What was measured, without where files lie: that is the machine's own affair."""
+    options = config.model_dump(mode="json", exclude={"run_dir": True, "data": {"path"}, "training": {"batch_size"}})
+    for part, name in (("data", "stage"), ("engine", "deepspeed")):
+        if options[part][name] is not None:
+            options[part][name] = Path(options[part][name]).name
+    return options
 
 
 def _command() -> str:

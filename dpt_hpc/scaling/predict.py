@@ -1,6 +1,6 @@
 """A step's time on any number of ranks, from what one rank was measured to do and from what a network is said to do.
 
-    step = fixed + work + imbalance + jitter + all-reduce (bandwidth + latency) + data + checkpoint
+    step = fixed + work + imbalance + jitter + all-reduce (bandwidth + latency) + division + data + checkpoint
 
 Every term is arithmetic that can be done by hand; ASSUMPTIONS says what it leaves out. Seconds, bytes, edges.
 """
@@ -29,7 +29,10 @@ ASSUMPTIONS = (
     "small sums (counts, losses) by tree",
     "network: one latency, one bandwidth between any two ranks, no congestion: of ranks that share a network card give "
     "each its share",
-    "data: read ahead in the background; waits appear where all ranks together read more than the file system gives",
+    "division: every rank divides each step over all ranks; seconds measured here by doing it, not overlapped with the "
+    "step, whose interpreter (and on a CPU whose core) it shares",
+    "data: read ahead in the background; with data.store=disk, unless staged, waits appear where all ranks together "
+    "read more than the file system gives; the other stores read nothing after the start",
     "checkpoint: what was measured to hold the ranks up, as often as stated, the same at every size",
     "jitter: the slowest of N ranks with normally distributed step times, sigma sqrt(2 ln N); 0 leaves it out",
 )
@@ -49,7 +52,8 @@ class Work:
 
     fixed: seconds of a step whatever its size. per_edge: seconds. edges: of a structure, mean. gradient_bytes: summed
     over the ranks each step, in `messages` pieces. sums: small all-reduces of a step. data_wait: seconds of a step.
-    structure_bytes: read for one structure. checkpoint: seconds for which one holds up the ranks.
+    structure_bytes: read for one structure from a file system that all ranks share. checkpoint: seconds for which one
+    holds up the ranks.
     """
 
     fixed: float
@@ -108,8 +112,11 @@ def all_reduce(size: float, messages: float, ranks: int, network: Network) -> tu
     return ("ring", *ring) if sum(ring) <= sum(tree) else ("tree", *tree)
 
 
-def predict_step(work: Work, network: Network, conditions: Conditions, ranks: int, imbalance: float) -> Point:
-    """The step on `ranks` ranks. imbalance: edges of the rank that has most over the mean, >= 1."""
+def predict_step(
+    work: Work, network: Network, conditions: Conditions, ranks: int, imbalance: float, division: float = 0.0
+) -> Point:
+    """The step on `ranks` ranks. imbalance: edges of the rank that has most over the mean, >= 1. division: seconds in
+    which a rank divides the step over all of them."""
     alone = work.fixed + work.per_edge * work.edges * conditions.structures + work.data_wait
     share = 1.0 if conditions.mode == "weak" else 1.0 / ranks
     structures = conditions.structures * share
@@ -124,6 +131,7 @@ def predict_step(work: Work, network: Network, conditions: Conditions, ranks: in
         "jitter": conditions.jitter * math.sqrt(2 * math.log(ranks)) * (mean + work.fixed),
         "bandwidth": bandwidth,
         "latency": latency,
+        "division": division,
         "data": work.data_wait * share,
     }
     if conditions.file_system:
@@ -142,9 +150,10 @@ def predict_curve(
     conditions: Conditions,
     imbalance: Callable[[int], float],
     ranks: Sequence[int] = RANKS,
+    division: Callable[[int], float] = lambda _: 0.0,
 ) -> list[Point]:
-    """The step at each of `ranks`; imbalance: as a function of the number of ranks."""
-    return [predict_step(work, network, conditions, n, imbalance(n)) for n in ranks]
+    """The step at each of `ranks`; imbalance, division: as functions of the number of ranks."""
+    return [predict_step(work, network, conditions, n, imbalance(n), division(n)) for n in ranks]
 
 
 def verdicts(points: Sequence[Point]) -> list[str]:
@@ -180,6 +189,7 @@ LONG: Mapping[str, str] = {
     "jitter": "the jitter of step times",
     "bandwidth": "the all-reduce (bandwidth)",
     "latency": "the all-reduce (latency)",
+    "division": "dividing the step over the ranks",
     "data": "waiting for data",
     "checkpoint": "the checkpoint",
 }

@@ -42,19 +42,29 @@ def join_records(records: Sequence[Record]) -> Record:
     records = sorted(records, key=lambda r: r["ranks"])
     base = records[0]
     for record in records:
-        if _kind(record) != _kind(base):
+        if differing := _differences(_kind(base), _kind(record)):
             raise ConfigError(
-                f"the measurements of {base['ranks']} and {record['ranks']} ranks are of different steps, datasets or "
-                "networks.\nMeasure all of them anew, with another --out."
+                f"the measurements of {base['ranks']} and {record['ranks']} ranks differ in {', '.join(differing)}.\n"
+                "Efficiency compares like with like: one may be left from an earlier day.\n"
+                "Measure all of them anew, with the same OMP_NUM_THREADS, or with another --out."
             )
     return {"mode": base["mode"], "measurements": [_compared(record, base) for record in records]}
 
 
-def _kind(record: Record) -> tuple[Any, ...]:
+def _kind(record: Record) -> Record:
     """What measurements must share to be compared. (Edges are counted on several ranks, and estimated on one.)"""
-    structures = record["structures_per_rank" if record["mode"] == "weak" else "structures"]
-    dataset = record["dataset"]
-    return structures, dataset["structures"], dataset["bytes"], record["parameters"], record["device"]
+    structures = "structures_per_rank" if record["mode"] == "weak" else "structures"
+    same = (structures, "parameters", "device", "threads", "processor", "gpu", "options")
+    dataset = {key: record["dataset"][key] for key in ("structures", "digests")}
+    return {**{key: record[key] for key in same}, "commit": record["git"], "dataset": dataset}
+
+
+def _differences(a: Any, b: Any, name: str = "") -> list[str]:
+    """The entries in which two trees differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        below = [_differences(a.get(k), b.get(k), f"{name}.{k}".lstrip(".")) for k in {**a, **b}]
+        return [found for some in below for found in some]
+    return [] if a == b else [f"{name} ({a} and {b})"]
 
 
 def _compared(record: Record, base: Record) -> Record:
@@ -95,6 +105,7 @@ def work_of(records: Sequence[Record]) -> Work:
     together = next((r for r in sorted(records, key=lambda r: r["ranks"]) if r["ranks"] > 1), None)
     counts = together["counts"] if together else {}
     dataset = alone["dataset"]
+    from_disk = alone["store"] == "disk" and alone["options"]["data"]["stage"] is None
     return Work(
         fixed=fixed,
         per_edge=per_edge,
@@ -103,7 +114,8 @@ def work_of(records: Sequence[Record]) -> Work:
         messages=counts.get("gradient_messages", 1.0),
         sums=counts.get("sums", 2.0),
         data_wait=_mean_parts(alone)["data"],
-        structure_bytes=dataset["bytes"] / dataset["structures"],
+        # Of the shared file system nothing is read after the start, unless the structures stay there.
+        structure_bytes=dataset["bytes"] / dataset["all_structures"] if from_disk else 0.0,
         checkpoint=alone["checkpoint"]["held_seconds"],
     )
 
@@ -130,20 +142,21 @@ def predicted(
     structures = next(r["structures"] for r in records if r["ranks"] == 1)
     conditions = Conditions(result["mode"], structures, **options)  # type: ignore[arg-type]
     imbalance = SimulatedImbalance(edges, structures, weak=result["mode"] == "weak")
-    points = predict_curve(work, network, conditions, imbalance, RANKS)
+    points = predict_curve(work, network, conditions, imbalance, RANKS, imbalance.seconds)
+    as_measured = Conditions(result["mode"], structures)
     checked = []
     for record in records:
         own = record["network"]
         if own["latency"] is None:
             continue
         here = Network(own["latency"], own["bandwidth"])
-        point = predict_step(work, here, conditions, record["ranks"], imbalance(record["ranks"]))
-        checked.append(
-            {"ranks": record["ranks"], "efficiency": point.efficiency, "measured": record["efficiency_by_edges"]}
-        )
+        n = record["ranks"]
+        point = predict_step(work, here, as_measured, n, imbalance(n), imbalance.seconds(n))
+        checked.append({"ranks": n, "efficiency": point.efficiency, "measured": record["efficiency_by_edges"]})
     return {**result, "prediction": {**as_json(work, network, conditions, points, imbalance), "checked": checked}}
 
 
-def read_records(out: Path, mode: str) -> list[Record]:
-    """The measurements that lie in `out`."""
-    return [json.loads(path.read_text()) for path in sorted(out.glob(f"{mode}_[0-9]*.json"))]
+def read_records(out: Path, mode: str, ranks: Sequence[int] = ()) -> list[Record]:
+    """The measurements that lie in `out`; those of `ranks` alone, if any are given."""
+    found = [json.loads(path.read_text()) for path in sorted(out.glob(f"{mode}_[0-9]*.json"))]
+    return [record for record in found if not ranks or record["ranks"] in ranks]

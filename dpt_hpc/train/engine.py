@@ -151,7 +151,8 @@ class DeepSpeedEngine(Engine):
         self._fragments = deepspeed.utils
         os.environ.update(ranks.world.environment())  # also of a world of one
         if not torch.distributed.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
+            # Both on a GPU, as among several ranks: the small sums are on the CPU.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
         # Adopts the group that is there.
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
@@ -331,7 +332,7 @@ def _import_deepspeed(device: torch.device) -> Any:
             import deepspeed.utils
         except ImportError as error:
             raise EnvironmentFault(
-                f"several ranks need DeepSpeed, which cannot be imported: {error}\n"
+                f"several ranks, and engine.kind=deepspeed, need DeepSpeed, which cannot be imported: {error}\n"
                 "Install it with: pip install deepspeed"
             ) from error
     # DeepSpeed compiles deepspeed_shm_comm (75 s) whenever it makes its backend on a CPU, and a kill meanwhile leaves a
