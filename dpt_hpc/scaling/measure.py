@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.scaling.predict import Mode
 from dpt_hpc.stopwatch import Stopwatch
-from dpt_hpc.train.config import PretrainConfig
+from dpt_hpc.train.config import PretrainConfig, RunConfig
 from dpt_hpc.train.interconnect import measure_all_reduce
 from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.monitor import Monitor, describe_environment
@@ -246,7 +246,7 @@ def _bytes_of(config: PretrainConfig) -> int:
     return sum(path.stat().st_size for root in config.data.path for path in Path(root).glob("shard_*.h5"))
 
 
-def _options_of(config: PretrainConfig) -> Record:
+def _options_of(config: RunConfig) -> Record:
     """What was measured, without where files lie: that is the machine's own affair."""
     options = config.model_dump(mode="json", exclude={"run_dir": True, "data": {"path"}, "training": {"batch_size"}})
     for part, name in (("data", "stage"), ("engine", "deepspeed")):
