@@ -41,6 +41,7 @@ BATCH = 50
 WINDOW = 4096
 COPIES = (8, 64)
 """Datasets of which the memory is measured: so many copies of the 5,000 structures."""
+STEPS = 100
 LIMIT = 400 << 20
 """Bytes of the memory limit under which a dataset of twice the size trains."""
 
@@ -171,40 +172,44 @@ def epoch_in_memory(path: str, kind: StoreKind) -> dict[str, Any]:
     }
 
 
-def train_under_limit(path: str, run_dir: str) -> dict[str, Any]:
-    """One epoch of pre-training with a small network; the store is left to be chosen."""
+def train_under_limit(path: str) -> dict[str, Any]:
+    """Everything that comes before the first step, which looks at every training structure, and some steps."""
     from dpt_hpc.data.shared_memory import free_memory
     from dpt_hpc.errors import EnvironmentFault
     from dpt_hpc.train.config import PretrainConfig, check_config
-    from dpt_hpc.train.data import open_dataset, store_for
-    from dpt_hpc.train.pretrain import pretrain
+    from dpt_hpc.train.data import store_for
+    from dpt_hpc.train.pretrain import prepare
     from dpt_hpc.train.ranks import Ranks
 
     options = {
-        "run_dir": run_dir,
+        "run_dir": str(Path(path).with_name("run")),
         "data": {
             "path": path,
             "shuffle_window": WINDOW,
             "split": {"train": 0.98, "validation": 0.01, "test": 0.01, "by": "structure"},
         },
-        "model": {"name": "cgcnn", "cutoff": 2.5, "hidden": 8, "layers": 1, "gaussians": 8, "readout_hidden": 8},
-        "training": {"epochs": 1, "batch_size": 512},
+        "model": {"name": "cgcnn", "cutoff": 3.0, "hidden": 16, "layers": 1, "gaussians": 8, "readout_hidden": 8},
+        "training": {"batch_size": BATCH},
     }
     config = check_config(options, PretrainConfig, "loading.py")
-    dataset = open_dataset(config.data, Ranks())
-    found: dict[str, Any] = {"structures": len(dataset), "free_mb": round(free_memory() / 1e6)}
-    with store_for(dataset, config.data, torch.float32, None, Ranks()) as store:
-        found["store chosen by auto"] = store.kind
-    try:
-        store_for(dataset, config.data.model_copy(update={"store": "node"}), torch.float32, None, Ranks())
-    except EnvironmentFault as refusal:
-        found["store node"] = "refused: " + str(refusal).splitlines()[0]
-    del dataset
     began = time.monotonic()
-    pretrain(config, Ranks(), quiet=True)
-    epochs = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    losses = [record["validation"]["loss"] for record in epochs if record["kind"] == "epoch"]
-    return found | {"validation_loss": losses, "seconds": round(time.monotonic() - began, 1)}
+    run, dataset, split, model = prepare(config, Ranks(), quiet=True)
+    found: dict[str, Any] = {"structures": len(dataset), "free_mb": round(free_memory() / 1e6)}
+    try:
+        store_for(dataset, config.data.model_copy(update={"store": "node"}), torch.float64, None, Ranks())
+    except EnvironmentFault as refusal:
+        found["store=node"] = "refused: " + str(refusal).splitlines()[0]
+    trainer = run.trainer(dataset, split, model, {})
+    found |= {"store=auto": trainer.data.store.kind, "ready_after_s": round(time.monotonic() - began, 1)}
+    trainer.objective.train()
+    losses = []
+    with trainer.load() as loader:
+        for step, batches in loader:
+            losses.append(trainer.objective.loss_of(trainer.train_step(step, batches)[0]))
+            if len(losses) == STEPS:
+                break
+    first, last = (round(float(np.mean(part)), 3) for part in (losses[:20], losses[-20:]))
+    return found | {"steps": len(losses), "loss_of_first_20": first, "loss_of_last_20": last}
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"epoch": epoch_in_memory, "train": train_under_limit}
@@ -244,7 +249,7 @@ def measure_limit(directory: Path, source: Path) -> dict[str, Any]:
     except OSError as error:
         return {"skipped": f"no cgroup can be made here: {error}"}
     try:
-        found = in_child("train", str(directory / "large"), str(directory / "run"), cgroup=cgroup)
+        found = in_child("train", str(directory / "large"), cgroup=cgroup)
         peak = next(p for p in (cgroup / "memory.max_usage_in_bytes", cgroup / "memory.peak") if p.exists())
         return {
             "limit_mb": round(LIMIT / 1e6),

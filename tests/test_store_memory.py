@@ -10,9 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_runs import records
 from test_shards import structures, written
 
 from dpt_hpc.data.manifest import Manifest
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.writing import write_dataset
+from dpt_hpc.quickstart import PACKAGE
 
 EPOCH = """
 import json, sys
@@ -102,3 +106,51 @@ def test_the_memory_of_disk_does_not_grow_with_the_dataset(sizes: dict[int, tupl
     assert more > 80e6
     assert eight - one < 0.1 * more
     assert peak(large, "node", 32) - peak(small, "node", 4) > 0.3 * more  # float32: the measure sees what is kept
+
+
+TRAINED = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.train.config import PretrainConfig, check_config
+from dpt_hpc.train.data import open_dataset, store_for
+from dpt_hpc.train.pretrain import pretrain
+from dpt_hpc.train.ranks import Ranks
+
+path, run_dir, room = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+options = {
+    "run_dir": run_dir,
+    "data": {"path": path, "store": "disk", "shuffle_window": 256,
+             "split": {"train": 0.03, "validation": 0.005, "test": 0.965, "by": "structure"}},
+    "model": {"name": "cgcnn", "cutoff": 3.0, "hidden": 8, "layers": 1, "gaussians": 8, "readout_hidden": 8},
+    "training": {"epochs": 1, "batch_size": 32},
+}
+config = check_config(options, PretrainConfig, "test")
+lines = Path("/proc/self/status").read_text().splitlines()
+used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+dataset = open_dataset(config.data, Ranks())
+try:
+    store_for(dataset, config.data.model_copy(update={"store": "node"}), torch.float64, None, Ranks())
+except EnvironmentFault as error:
+    print(error)
+import dpt_hpc.train.run as run
+run.Run._conclude = lambda *arguments: None  # not another pass over what is not trained on
+pretrain(config, Ranks(), quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_dataset_of_twice_the_memory_limit_trains(tmp_path: Path) -> None:
+    """What the process may allocate beyond what its libraries take is half of the dataset; `node` is refused."""
+    sample = Dataset.open(PACKAGE / "sample" / "mlearn")
+    write_dataset([sample.get(i) for i in range(len(sample))], tmp_path / "one", provenance={})
+    num_bytes = multiply(tmp_path / "one", tmp_path / "large", 128)
+    words = [sys.executable, "-c", TRAINED, tmp_path / "large", tmp_path / "run", num_bytes // 2]
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "more than this process may have.\nSet data.store=disk" in done.stdout
+    before, after = (record["validation"]["loss"] for record in records(tmp_path / "run", "epoch"))
+    assert after < before
