@@ -27,7 +27,7 @@ SlurmctldPort={controller}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={root}/munge/socket
+AuthInfo=socket={root}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool-%n
@@ -51,7 +51,8 @@ NodeName={node_1} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_1} CPUs=4
 NodeName={node_2} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_2} CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=all Nodes={node_1},{node_2} Default=YES MaxTime=INFINITE State=UP
 """
-# The names n1 and n2 resolve nowhere: the ranks must ask Slurm for NodeAddr, as on clusters without DNS.
+# The names n1 and n2 resolve nowhere: the ranks must ask Slurm for NodeAddr, as on clusters without DNS. A job that is
+# queued again waits for cred_expire seconds, 120 where nothing is said.
 
 
 def missing_programs() -> list[str]:
@@ -145,7 +146,9 @@ def cluster(root: Path) -> Iterator[Cluster]:
         try:
             yield running
         finally:
-            running.run("scancel", "--full", "--signal=KILL", "--user", pwd.getpwuid(os.getuid()).pw_name)
+            user = pwd.getpwuid(os.getuid()).pw_name
+            running.run("scancel", "--full", "--signal=KILL", "--user", user)
+            running.run("scancel", "--user", user)  # those that wait
             _wait_for(lambda: not running.run("squeue", "-h").stdout.strip(), "an empty queue", root)
 
 

@@ -115,8 +115,8 @@ class CheckpointWriter:
         left = f"the last whole one is {last.resolve().name}" if last.exists() else "there is no earlier one"
         return EnvironmentFault(
             f"checkpoint {where}: cannot be written: {why}; {left}.\n"
-            "Make room (disk or memory) or restore write access, then go on with --resume (checkpoint.on_error=continue "
-            "trains on and tries again at the next checkpoint)."
+            "Make room (disk or memory) or restore write access, then go on with --resume (checkpoint.on_error=continue"
+            " trains on and tries again at the next checkpoint)."
         )
 
     def _start(self) -> None:
