@@ -263,6 +263,7 @@ def scaling(
     only_measure: Annotated[bool, typer.Option("--only-measure", help="Report later, with --only-report.")] = False,
     only_report: Annotated[bool, typer.Option("--only-report", help="Measure nothing; join what is in --out.")] = False,
     predict: Annotated[bool, typer.Option("--predict", help="The curve to 16,000 ranks.")] = False,
+    clock: Annotated[str, typer.Option(help="Of the work predicted from: wall; cpu, on a busy machine.")] = "wall",
     latency: Annotated[float, typer.Option(min=0, help="Of the network predicted for, seconds.")] = 5e-6,
     bandwidth: Annotated[float, typer.Option(min=1, help="Of each rank there, bytes/s.")] = 12.5e9,
     file_system: Annotated[float | None, typer.Option(min=1, help="Bytes/s for all ranks; else enough.")] = None,
@@ -298,7 +299,8 @@ def scaling(
         return
     conditions = {"file_system": file_system, "checkpoint_minutes": checkpoint_minutes, "jitter": jitter}
     network = Network(latency, bandwidth)
-    result = conclude(kind, out, counts, predict=predict, network=network, conditions=conditions)
+    by: Any = _one_of("--clock", clock, ("wall", "cpu"))
+    result = conclude(kind, out, counts, predict=predict, network=network, conditions=conditions, clock=by)
     text = write_scaling_report(result, out)
     print(json.dumps(result) if as_json else text)
 

@@ -83,6 +83,12 @@ def test_one_rank_in_this_process(finished: tuple[Options, Path], tmp_path: Path
     assert {w["edges"] < record["edges_per_step"] / 3 for w in record["work"]} == {True, False}
     # Of 8 structures 16,000 ranks cannot all have one: what is left is latency and idle ranks.
     assert result["prediction"]["points"][-1]["efficiency"] < 0.01
+    out = tmp_path / "out"
+    by_cpu = conclude("strong", out, predict=True, network=NETWORK, conditions=dict(CONDITIONS), clock="cpu")
+    work, steps = by_cpu["prediction"]["work"], record["work"]
+    assert (work["data_wait"], work["checkpoint"]) == (0, 0)
+    assert 0 < work["per_edge"] < 3 * sum(s["cpu_seconds"] for s in steps) / sum(s["edges"] for s in steps)
+    assert "the processor's time" in "\n".join(scaling_lines(by_cpu))
     assert any("strong" in line.lower() for line in scaling_lines(result))
     with pytest.raises(ConfigError, match=r"holds no measurement of weak scaling"):
         conclude("weak", tmp_path / "out", predict=False, network=NETWORK, conditions={})

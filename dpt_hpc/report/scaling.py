@@ -44,6 +44,9 @@ STYLE: Any = {
 
 Result = Mapping[str, Any]
 
+EFFICIENCY = {"wall": "efficiency_by_edges", "cpu": "efficiency_by_cpu"}
+CLOCKS = {"wall": "clock", "cpu": "processor's time (the machine was busy)"}
+
 
 def write_scaling_report(result: Result, out: Path) -> str:
     """Write scaling_MODE.md and .png into `out`; returns the text, and where it went."""
@@ -67,10 +70,12 @@ def scaling_lines(result: Result) -> list[str]:
         f"data.store {first['store']}; "
         f"{first['structures']:,} structures of a step of {first['ranks']} rank(s), {first['steps']} steps; "
         f"{dataset['structures']:,} structures of {dataset['edges'] / dataset['structures']:,.0f} edges. "
-        "CPU: share of the time that ranks spent computing or polling; load: of the last minute, before and after.",
+        "By edges: efficiency in edges/s; by CPU: in edges per second of the processor, which other programs do not "
+        "stretch, but which sees no waiting; CPU: the processor's share of the time; load: of the last minute, before "
+        "and after.",
         "",
     ]
-    head = ["ranks", "nodes", "structures/s", "edges/s", "s/step", "±", "efficiency", "by edges", "CPU", "load"]
+    head = ["ranks", "nodes", "structures/s", "edges/s", "s/step", "±", "efficiency", "by edges", "by CPU", "CPU"]
     rows = [
         [
             f"{r['ranks']:,}",
@@ -81,12 +86,13 @@ def scaling_lines(result: Result) -> list[str]:
             "" if r["spread"] is None else f"{r['spread']:.0%}",
             f"{r['efficiency']:.0%}",
             f"{r['efficiency_by_edges']:.0%}",
+            f"{r['efficiency_by_cpu']:.0%}",
             f"{r['cpu_share']:.0%}",
             f"{r['load_before'][0]:g} to {r['load_after'][0]:g}",
         ]
         for r in records
     ]
-    lines += [*_table([head, *rows]), "", "Parts of a step, seconds, of each rank:", ""]
+    lines += [*_table([[*head, "load"], *rows]), "", "Parts of a step, seconds, of each rank:", ""]
     parts = list(first["parts"])
     rows = [
         [f"{r['ranks']:,}", str(s["rank"]), f"{s['edges_per_step']:,.0f}", *[f"{s['parts'][p]:.4f}" for p in parts]]
@@ -123,9 +129,10 @@ def _prediction_lines(prediction: Result) -> list[str]:
         f"checkpoint every {conditions['checkpoint_minutes']:g} minutes; jitter {conditions['jitter']:.1%}; "
         "the file system gives "
         + (f"{conditions['file_system'] / 1e9:g} GB/s" if conditions["file_system"] else "enough")
-        + f". Measured: {work['fixed'] * 1e3:.2f} ms of a step are fixed, {work['per_edge'] * 1e6:.3f} µs per edge, "
-        f"{work['edges']:,.0f} edges per structure, {work['gradient_bytes'] / 1e6:.3f} MB of gradients in "
-        f"{work['messages']:g} message(s), {work['sums']:g} small sums, "
+        + f". Measured by the {CLOCKS[prediction['clock']]}: {work['fixed'] * 1e3:.2f} ms of a step are fixed, "
+        f"{work['per_edge'] * 1e6:.3f} µs per edge, {work['edges']:,.0f} edges per structure, "
+        f"{work['gradient_bytes'] / 1e6:.3f} MB of gradients in {work['messages']:g} message(s), "
+        f"{work['sums']:g} small sums, "
         f"{work['structure_bytes'] / 1e3:.1f} kB of each structure read from a shared file system.",
         "",
     ]
@@ -156,7 +163,8 @@ def _prediction_lines(prediction: Result) -> list[str]:
     for check in prediction["checked"]:
         lines.append(
             f"- the same arithmetic with the network measured here: {check['efficiency']:.0%} at "
-            f"{check['ranks']:,} ranks, where {check['measured']:.0%} was measured"
+            f"{check['ranks']:,} ranks, where {check['measured']:.0%} was measured by the clock, "
+            f"{check['measured_by_cpu']:.0%} by the processor's time"
         )
     return [*lines, "", "Assumptions:", "", *[f"- {assumption}" for assumption in prediction["assumptions"]]]
 
@@ -168,7 +176,8 @@ def write_scaling_plot(result: Result, path: Path) -> Path:
         figure = Figure(figsize=(9.6 if prediction else 4.4, 3.4))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, 3 if prediction else 1, squeeze=False)[0]
-        _parts_panel(panels[0], result["measurements"], result["mode"])
+        clock = prediction["clock"] if prediction else "wall"
+        _parts_panel(panels[0], result["measurements"], result["mode"], clock)
         if prediction:
             _curve_panel(panels[1], result["measurements"], prediction)
             _terms_panel(panels[2], prediction)
@@ -177,8 +186,8 @@ def write_scaling_plot(result: Result, path: Path) -> Path:
     return path
 
 
-def _parts_panel(axes: Any, records: Sequence[Result], mode: str) -> None:
-    labels = [f"{r['ranks']:,}\n{r['efficiency_by_edges']:.0%}" for r in records]
+def _parts_panel(axes: Any, records: Sequence[Result], mode: str, clock: str) -> None:
+    labels = [f"{r['ranks']:,}\n{r[EFFICIENCY[clock]]:.0%}" for r in records]
     floor = [0.0] * len(records)
     for name in records[0]["parts"]:
         values = [r["parts"][name] for r in records]
@@ -187,10 +196,11 @@ def _parts_panel(axes: Any, records: Sequence[Result], mode: str) -> None:
     axes.set_ylim(0, max(floor) * 1.45)
     axes.legend(ncols=2, fontsize=7, loc="upper left", handlelength=1.0)
     loads = ", ".join(f"{r['load_before'][0]:g}" for r in records)
+    by = "edges/s" if clock == "wall" else "edges per CPU second"
     axes.set(
-        title=f"measured, {mode} scaling: mean step",
+        title=f"measured step, {mode} scaling" + ("" if clock == "wall" else "; busy machine"),
         ylabel="seconds",
-        xlabel=f"ranks, efficiency by edges\n(1-minute load before: {loads}; {records[0]['cores']} cores)",
+        xlabel=f"ranks, efficiency by {by}\n(1-minute load before: {loads}; {records[0]['cores']} cores)",
     )
 
 
@@ -199,10 +209,10 @@ def _curve_panel(axes: Any, records: Sequence[Result], prediction: Result) -> No
     axes.plot([p["ranks"] for p in points], [p["efficiency"] for p in points], color=COLORS["work"], label="predicted")
     axes.plot(
         [r["ranks"] for r in records],
-        [r["efficiency_by_edges"] for r in records],
+        [r[EFFICIENCY[prediction["clock"]]] for r in records],
         "o",
         color=COLORS["imbalance"],
-        label="measured here",
+        label="measured here" + ("" if prediction["clock"] == "wall" else " (CPU time)"),
         markersize=4,
     )
     network = prediction["network"]

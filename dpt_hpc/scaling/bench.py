@@ -12,7 +12,7 @@ import numpy as np
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.scaling.measure import measure
 from dpt_hpc.scaling.predict import Mode, Network
-from dpt_hpc.scaling.result import join_records, keep_record, predicted, read_records, record_path
+from dpt_hpc.scaling.result import Clock, join_records, keep_record, predicted, read_records, record_path
 from dpt_hpc.scaling.start import start
 from dpt_hpc.train.config import PretrainConfig
 from dpt_hpc.train.monitor import write_json
@@ -84,6 +84,7 @@ def conclude(
     predict: bool,
     network: Network,
     conditions: dict[str, float | None],
+    clock: Clock = "wall",
 ) -> dict[str, Any]:
     """Join what lies in `out` into scaling_MODE.json; with `predict` the curve to thousands of ranks too.
 
@@ -95,6 +96,6 @@ def conclude(
         raise ConfigError(f"--out {out}: holds no measurement of {mode} scaling.\nMeasure first, with --ranks 1,2.")
     result = join_records(records)
     if predict:
-        result = predicted(result, np.load(out / "edges.npy"), network, conditions)
+        result = predicted(result, np.load(out / "edges.npy"), network, conditions, clock)
     write_json(out / f"scaling_{mode}.json", result)
     return result

@@ -124,7 +124,11 @@ def measure(
         **{key: facts[key] for key in ("versions", "git", "cores", "gpu")},
         **_summary(everyone),
         "work": [
-            {"edges": r["edges"], "seconds": sum(r["parts"].values()) - r["parts"].get("data", 0.0)}
+            {
+                "edges": r["edges"],
+                "seconds": sum(r["parts"].values()) - r["parts"].get("data", 0.0),
+                "cpu_seconds": r["cpu_seconds"],
+            }
             for r in [*own, *small]
             if "parts" in r
         ],
@@ -219,6 +223,7 @@ def _summary(everyone: list[Record]) -> Record:
         "seconds_per_step": statistics.fmean(seconds),
         "median_seconds_per_step": statistics.median(seconds),
         "spread": statistics.stdev(seconds) / statistics.fmean(seconds) if len(seconds) > 1 else math.nan,
+        "edges_per_cpu_second": sum(edges) / sum(r["cpu_seconds"] for step in plain for r in step),
         "cpu_share": sum(r["cpu_seconds"] for s in plain for r in s) / sum(r["seconds"] for s in plain for r in s),
         "structures_per_second": structures / sum(seconds),
         "edges_per_second": sum(edges) / sum(seconds),

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from dpt_hpc.scaling.predict import RANKS, Conditions, Network, Work, as_json, p
 from dpt_hpc.train.monitor import write_json
 
 Record = dict[str, Any]
+Clock = Literal["wall", "cpu"]
 
 FABRIC = Network(latency=5e-6, bandwidth=12.5e9)
 """Where nothing else is said: 5 µs, and 100 Gbit/s for each rank."""
@@ -81,6 +82,7 @@ def _compared(record: Record, base: Record) -> Record:
         "parts": parts,
         "efficiency": record["structures_per_second"] / base["structures_per_second"] * share,
         "efficiency_by_edges": base["seconds_per_step"] * work / record["seconds_per_step"],
+        "efficiency_by_cpu": record["edges_per_cpu_second"] / base["edges_per_cpu_second"],
         "lost_seconds": {name: parts[name] - before[name] * watched for name in parts},
     }
 
@@ -90,10 +92,11 @@ def _mean_parts(record: Record) -> dict[str, float]:
     return {name: statistics.fmean(s["parts"][name] for s in shares) for name in shares[0]["parts"]}
 
 
-def work_of(records: Sequence[Record]) -> Work:
+def work_of(records: Sequence[Record], clock: Clock = "wall") -> Work:
     """What one rank does, from its measurement; what is sent, from that of the fewest ranks that send anything.
 
-    Raises ConfigError without a measurement of a single rank.
+    clock: wall, or cpu for a machine that is busy with other things: seconds of the processor, which those do not
+    stretch; then no data wait and no checkpoint is taken over. Raises ConfigError without a measurement of one rank.
     """
     alone = next((r for r in records if r["ranks"] == 1), None)
     if alone is None:
@@ -101,7 +104,8 @@ def work_of(records: Sequence[Record]) -> Work:
             "a prediction starts from the steps of a single rank, which have not been measured.\n"
             "Measure them too, for example with --ranks 1,2."
         )
-    fixed, per_edge = fit_line([s["edges"] for s in alone["work"]], [s["seconds"] for s in alone["work"]])
+    seconds = "seconds" if clock == "wall" else "cpu_seconds"
+    fixed, per_edge = fit_line([s["edges"] for s in alone["work"]], [s[seconds] for s in alone["work"]])
     together = next((r for r in sorted(records, key=lambda r: r["ranks"]) if r["ranks"] > 1), None)
     counts = together["counts"] if together else {}
     dataset = alone["dataset"]
@@ -113,10 +117,10 @@ def work_of(records: Sequence[Record]) -> Work:
         gradient_bytes=counts.get("gradient_bytes", 4.0 * alone["parameters"]),
         messages=counts.get("gradient_messages", 1.0),
         sums=counts.get("sums", 2.0),
-        data_wait=_mean_parts(alone)["data"],
+        data_wait=_mean_parts(alone)["data"] if clock == "wall" else 0.0,
         # Of the shared file system nothing is read after the start, unless the structures stay there.
         structure_bytes=dataset["bytes"] / dataset["all_structures"] if from_disk else 0.0,
-        checkpoint=alone["checkpoint"]["held_seconds"],
+        checkpoint=alone["checkpoint"]["held_seconds"] if clock == "wall" else 0.0,
     )
 
 
@@ -133,12 +137,12 @@ def fit_line(edges: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
 
 
 def predicted(
-    result: Record, edges: NDArray[np.int64], network: Network, options: Mapping[str, float | None]
+    result: Record, edges: NDArray[np.int64], network: Network, options: Mapping[str, float | None], clock: Clock
 ) -> Record:
     """`result` with a prediction for many ranks on `network`, and with what the same arithmetic says, from the measured
     network of each measurement, for the ranks that were measured. options: of `Conditions`."""
     records = result["measurements"]
-    work = work_of(records)
+    work = work_of(records, clock)
     structures = next(r["structures"] for r in records if r["ranks"] == 1)
     conditions = Conditions(result["mode"], structures, **options)  # type: ignore[arg-type]
     imbalance = SimulatedImbalance(edges, structures, weak=result["mode"] == "weak")
@@ -152,8 +156,10 @@ def predicted(
         here = Network(own["latency"], own["bandwidth"])
         n = record["ranks"]
         point = predict_step(work, here, as_measured, n, imbalance(n), imbalance.seconds(n))
-        checked.append({"ranks": n, "efficiency": point.efficiency, "measured": record["efficiency_by_edges"]})
-    return {**result, "prediction": {**as_json(work, network, conditions, points, imbalance), "checked": checked}}
+        measured = {"measured": record["efficiency_by_edges"], "measured_by_cpu": record["efficiency_by_cpu"]}
+        checked.append({"ranks": n, "efficiency": point.efficiency, **measured})
+    told = as_json(work, network, conditions, points, imbalance)
+    return {**result, "prediction": {**told, "clock": clock, "checked": checked}}
 
 
 def read_records(out: Path, mode: str, ranks: Sequence[int] = ()) -> list[Record]:
