@@ -224,16 +224,18 @@ def doctor(
     """Check software, ranks, network, files, gradients and checkpoints before a job; red lines end with exit code 4."""
     from dpt_hpc.doctor.examine import examine
     from dpt_hpc.train.config import kind_of, load_config
+    from dpt_hpc.train.heartbeat import watched
     from dpt_hpc.train.ranks import enter_world, leave_world
 
     here = enter_world()
     file, changes = _or_sample(config, overrides)
     findings = []
     options: Any = load_config(file, kind_of(file), changes)  # type: ignore[type-var]
-    for finding in examine(options, here, limit):
-        findings.append(finding)
-        if here.rank == 0 and not as_json:
-            console.print(finding.render(), soft_wrap=True)
+    with watched(here, options.engine.rank_timeout, options.run_dir):
+        for finding in examine(options, here, limit):
+            findings.append(finding)
+            if here.rank == 0 and not as_json:
+                console.print(finding.render(), soft_wrap=True)
     leave_world()
     bad = sum(finding.status == "bad" for finding in findings)
     if here.rank == 0 and as_json:

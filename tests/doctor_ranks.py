@@ -41,7 +41,7 @@ if __name__ == "__main__":
     world = enter_world()
     if sys.argv[2] == "fail":
         DeepSpeedEngine.backward = fails  # type: ignore[method-assign]
-        list(examine(load_config(sys.argv[1], PretrainConfig), world, limit=10.0))
+        list(examine(load_config(sys.argv[1], PretrainConfig), world))
     for stage in (0, 1, 2):
         tell(world, f"engine.zero_stage={stage}")
     DeepSpeedEngine.backward = unequal  # type: ignore[method-assign]

@@ -20,7 +20,9 @@ from test_parallel import mpiexec, needs_mpi
 from dpt_hpc.__main__ import run_command_line
 from dpt_hpc.doctor.examine import examine
 from dpt_hpc.doctor.finding import Finding, worst
+from dpt_hpc.doctor.machine import memory
 from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.train.world import World
 
 NAMES = [
     *("versions", "build", "start-up", "memory", "build locks", "dataset", "engine", "placement"),
@@ -186,7 +188,14 @@ def test_a_rank_that_fails_where_another_waits_does_not_hang_the_doctor(options:
     done = mpiexec(2, program, written(options, tmp_path), "fail", timeout=200)
     assert time.monotonic() - began < 100
     assert done.returncode == 4
-    assert "bad   parity: not done after 10 s; rank" in done.stderr
+    assert "bad   parity: structure 7: is not there (rank 1 on " in done.stderr
+
+
+def test_little_memory_is_a_warning_for_each_rank_of_a_node() -> None:
+    alone, crowded = memory(Ranks()), memory(Ranks(World(local_world_size=1_000_000)))
+    assert (alone.status, crowded.status) == ("ok", "warn")
+    assert crowded.figures["free"] == pytest.approx(alone.figures["free"] / 1e6, rel=0.2)
+    assert "0.0 GB free for each rank of a node" in crowded.said
 
 
 def test_versions_of_ranks_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from dpt_hpc.train.ranks import Ranks
 
 Status = Literal["ok", "warn", "bad"]
 ORDER: tuple[Status, ...] = ("ok", "warn", "bad")
+PATIENCE = 20.0
+"""Seconds for which a rank that has failed waits for the others to fail, or to end, as well."""
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 
@@ -52,30 +54,41 @@ def check(name: str, ranks: Ranks, work: Callable[[], Finding], limit: float) ->
 
     An error that is a user's to mend, or the machine's, is a red line, on every rank alike. limit: seconds after which
     this process ends with a message: a rank that has failed alone, or hangs, would keep the others waiting for ever.
+    One that has failed waits only PATIENCE for the others, which may be waiting for it in the middle of the check.
     """
     place = f"rank {ranks.rank} on {ranks.world.node}"
-    stuck = "still at it"
-
-    def give_up() -> None:
-        print(f"bad   {name}: not done after {limit:g} s; {place}: {stuck}", file=sys.stderr, flush=True)
-        os._exit(EnvironmentFault.exit_code)
-
-    timer = threading.Timer(limit, give_up)
-    timer.daemon = True
-    timer.start()
+    failed = False
+    timer = _end_after(limit, f"{name}: not done after {limit:g} s; {place}: still at it")
     try:
         found = work()
     except DptError as error:
+        failed = True
         said, _, todo = str(error).partition("\n")
         found = Finding(name, "bad", said, " ".join(todo.split("\n")))
     except (OSError, RuntimeError) as error:
+        failed = True
         where = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(str(error).split())[:300]
         found = Finding(name, "bad", f"{said} ({type(error).__name__} in {where.name})")
-    stuck = f"waits for other ranks ({found.status}: {found.said})"
+    timer.cancel()
+    patience = min(limit, PATIENCE) if failed else limit
+    timer = _end_after(patience, f"{name}: {found.said or 'done'} ({place}; the other ranks are not back)")
     everyone = ranks.all_gather((found, place))
     timer.cancel()
     return worst([f for f, _ in everyone], [place for _, place in everyone])
+
+
+def _end_after(seconds: float, said: str) -> threading.Timer:
+    """Ends this process, saying so, unless it is cancelled within `seconds`."""
+
+    def give_up() -> None:
+        print(f"bad   {said}", file=sys.stderr, flush=True)
+        os._exit(EnvironmentFault.exit_code)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def worst(findings: Sequence[Finding], places: Sequence[str]) -> Finding:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from dpt_hpc import __version__
+from dpt_hpc.data.shared_memory import free_memory, free_shared_memory
 from dpt_hpc.doctor.finding import Finding, ok
 from dpt_hpc.ops import NATIVE_DEVICES
 from dpt_hpc.train.config import RunConfig
@@ -21,7 +22,7 @@ PACKAGES = ("torch", "numpy", "h5py", "deepspeed", "mpi4py", "pydantic", "safete
 SLOW_START = 60.0
 """Seconds. Python's thousands of small files on a parallel file system can take minutes."""
 LITTLE_MEMORY = 2e9
-"""Bytes of a rank, below which training is bound to fail."""
+"""Bytes of a rank: Python, torch and DeepSpeed alone take half of it."""
 
 
 def versions(ranks: Ranks) -> Finding:
@@ -101,12 +102,11 @@ def placement(config: RunConfig, ranks: Ranks) -> Finding:
 
 def memory(ranks: Ranks) -> Finding:
     """What a rank may use: the node's free memory, or its cgroup's, divided by the ranks of the node."""
-    free = min(_available(), _cgroup_room()) / ranks.world.local_world_size
-    shared = os.statvfs("/dev/shm")
-    room = shared.f_bavail * shared.f_frsize
+    free, room = free_memory() / ranks.world.local_world_size, free_shared_memory()
     said = f"{free / 1e9:.1f} GB free for each rank of a node, {room / 1e9:.1f} GB of shared memory"
     if free < LITTLE_MEMORY:
-        return Finding("memory", "bad", said, "Ask for more memory per rank (Slurm: --mem-per-cpu).", {"free": free})
+        todo = "Ask for more memory per rank (Slurm: --mem-per-cpu), or set training.edge_budget."
+        return Finding("memory", "warn", f"{said}: little", todo, {"free": free, "shared": room})
     return ok("memory", said, free=free, shared=room)
 
 
@@ -120,19 +120,3 @@ def start_up(ranks: Ranks) -> Finding:
         todo = "Put the environment on the nodes' own disk, or into one image file (squashfs, Apptainer)."
         return Finding("start-up", "warn", said, todo, {"seconds": seconds})
     return ok("start-up", said, seconds=seconds)
-
-
-def _available() -> float:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-
-
-def _cgroup_room() -> float:
-    """Bytes that this process's cgroup still allows; infinite where it sets no limit (or version 1 hides it)."""
-    try:
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
-        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
-        limit = (folder / "memory.max").read_text().strip()
-        return float("inf") if limit == "max" else float(limit) - float((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return float("inf")
