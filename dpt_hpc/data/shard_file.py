@@ -30,6 +30,8 @@ from dpt_hpc.errors import DataError
 CHUNK_ROWS = 4096
 OPEN_FILES = 4
 """Shards that a process holds open at once."""
+CACHE_BYTES = 1 << 19
+"""Chunks that HDF5 keeps of each column of an open shard: one of every column, however wide."""
 
 
 def write_shard_file(
@@ -69,10 +71,10 @@ class ShardFiles:
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
-        self._open: OrderedDict[int, h5py.File] = OrderedDict()
+        self._open: OrderedDict[int, tuple[h5py.File, dict[str, h5py.Dataset | None]]] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self._inherited: list[OrderedDict[int, h5py.File]] = []
+        self._inherited: list[object] = []
 
     def read(self, shard: int, name: str, start: int = 0, stop: int | None = None) -> Array | None:
         """Rows start to stop of a column, text as UTF-8 bytes; None if the shard has no such column.
@@ -81,10 +83,10 @@ class ShardFiles:
         """
         with self._lock:
             try:
-                file = self._file(shard)
-                if name not in file:
+                column = self._column(shard, name)
+                if column is None:
                     return None
-                values: Array = file[name][start:stop]
+                values: Array = column[start:stop]
             except (OSError, KeyError, RuntimeError) as error:
                 raise DataError(f"shard {self.paths[shard]}: cannot be read: {error}.\n{COPY_AGAIN}") from None
         return values
@@ -92,18 +94,21 @@ class ShardFiles:
     def close(self) -> None:
         """Close what is open; a later read opens it again."""
         with self._lock:
-            for file in self._open.values():
+            for file, _ in self._open.values():
                 file.close()
             self._open.clear()
 
-    def _file(self, shard: int) -> h5py.File:
+    def _column(self, shard: int, name: str) -> h5py.Dataset | None:
         if self._process != os.getpid():
             # Handles of the parent share its file positions: they are not to be used, nor, by being forgotten, closed.
             self._inherited.append(self._open)
             self._open, self._process = OrderedDict(), os.getpid()
         if shard not in self._open:
             while len(self._open) >= OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-            self._open[shard] = h5py.File(self.paths[shard], "r")
+                self._open.popitem(last=False)[1][0].close()
+            self._open[shard] = h5py.File(self.paths[shard], "r", rdcc_nbytes=CACHE_BYTES), {}
         self._open.move_to_end(shard)
-        return self._open[shard]
+        file, columns = self._open[shard]
+        if name not in columns:
+            columns[name] = file.get(name)  # to find it by name takes as long as to read a block of 64 structures
+        return columns[name]
