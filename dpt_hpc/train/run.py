@@ -13,7 +13,7 @@ import torch
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
-from dpt_hpc.errors import ConfigError
+from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.models import Scaling, set_precision
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import ModelCard, load_state, load_weights
@@ -29,6 +29,7 @@ from dpt_hpc.train.parts import check_elements
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
+from dpt_hpc.train.run_lock import RunLock
 from dpt_hpc.train.scoring import collect_predictions, evaluate
 from dpt_hpc.train.writer import LAST, Restored, go_back, restore
 
@@ -56,7 +57,9 @@ class Run:
     ) -> None:
         claim_run_dir(run_dir, config, resume=resume)
         self.config, self.seed, self.run_dir, self.ranks, self.quiet = config, seed, run_dir, ranks, quiet
+        self.asked_to_resume = resume
         self.resume = resume and (run_dir / "checkpoints" / LAST).is_symlink()
+        self.lock = RunLock(run_dir)
         self.restored: Restored | None = None
         self.counts: Counts | None = None
 
@@ -123,7 +126,17 @@ class Run:
         """Train `model`, evaluate the best weights, write predictions and results.
 
         sources: facts for run.json beside the dataset's; a resumed run refuses other ones.
+        Raises EnvironmentFault while another process writes into the directory.
         """
+        try:
+            self._train(dataset, split, model, sources)
+        finally:
+            self.lock.release()
+
+    def _train(self, dataset: Dataset, split: Split, model: Scaling, sources: dict[str, Any]) -> None:
+        if self.resume:  # before the checkpoint is read
+            first = self.ranks.rank == 0
+            agree(self.ranks, lambda: self.lock.take(self.config.engine.rank_timeout) if first else None)
         sources = {"dataset": describe_data(dataset, self.config), **sources}
         trainer = self.trainer(dataset, split, model, sources)
         engine = trainer.engine
@@ -179,6 +192,14 @@ class Run:
     def _prepare(self, facts: dict[str, Any], dataset: Dataset, split: Split) -> dict[str, Any]:
         """Write what is known before the first step; returns `facts` with what an earlier part of the run knew."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.lock.take(self.config.engine.rank_timeout)
+        if not self.resume:  # another job may have begun it since this one looked
+            claim_run_dir(self.run_dir, self.config, resume=self.asked_to_resume)
+            if (self.run_dir / "checkpoints" / LAST).is_symlink():
+                raise EnvironmentFault(
+                    f"run_dir {self.run_dir}: another job has trained here since this one began.\n"
+                    "Go on from its last checkpoint with --resume."
+                )
         if self.resume and (self.run_dir / "run.json").exists():
             before = json.loads((self.run_dir / "run.json").read_text())
             resumed = [*before.get("resumed", []), facts["started"]]
