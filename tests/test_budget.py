@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import torch
 from small_runs import Options, config_of, of_steps, records, run, same_weights
 
 from dpt_hpc.data.sampler import Sampler
+from dpt_hpc.data.shared_memory import free_memory, status_bytes
 from dpt_hpc.errors import ConfigError, EnvironmentFault
-from dpt_hpc.train.budget import LEARNING_STEPS, SHARE, EdgeBudget, HostMemory, Memory, rounded_down
+from dpt_hpc.train.budget import LEARNING_STEPS, LEAST_TAKEN, SHARE, EdgeBudget, HostMemory, Memory, rounded_down
 from dpt_hpc.train.costs import EpochCosts
 from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.ranks import Ranks
@@ -39,7 +42,7 @@ def sampler() -> Sampler:
 def test_learning_begins_with_the_largest_structure_and_grows_to_what_fits() -> None:
     drawn = sampler()
     budget = EdgeBudget("auto", drawn, Ranks(), CPU)
-    memory = Linear(room=20_000_000, fixed=10_000, per_edge=1_000)
+    memory = Linear(room=20_000_000_000, fixed=10_000_000, per_edge=1_000_000)
     budget.watch(memory)
     seen = [drawn.edge_budget]
     while budget.steps_to_learn:
@@ -48,7 +51,7 @@ def test_learning_begins_with_the_largest_structure_and_grows_to_what_fits() -> 
         seen.append(drawn.edge_budget)
     assert seen[:2] == [100, 384]  # of the training part: structure 4 is not in it
     assert len(seen) == 1 + LEARNING_STEPS
-    fits = SHARE * 20_000_000 / 1_000
+    fits = SHARE * 20_000_000_000 / 1_000_000
     assert 0.8 * fits < seen[-1] <= fits
     assert not budget.learn(10**9)
 
@@ -63,10 +66,44 @@ def test_a_budget_stays_near_what_has_been_tried() -> None:
     assert drawn.edge_budget == rounded_down(4 * 300)
 
 
+def test_no_step_of_learning_is_a_leap_the_last_one_neither() -> None:
+    drawn = sampler()
+    budget = EdgeBudget("auto", drawn, Ranks(), CPU)
+    budget.watch(Linear(room=10**15, fixed=0, per_edge=1))
+    seen = [100]
+    while budget.steps_to_learn:
+        budget.learn(seen[-1])
+        seen.append(drawn.edge_budget or 0)
+    assert all(after <= 4 * before for before, after in itertools.pairwise(seen))
+    assert seen[-1] > 10_000
+
+
+def test_edges_of_one_epoch_are_not_set_against_the_memory_of_the_next() -> None:
+    drawn = sampler()
+    budget = EdgeBudget("auto", drawn, Ranks(), CPU)
+    memory = Linear(room=100_000_000, fixed=0, per_edge=1_000_000)
+    for edges in (100, 10):  # epochs of one step each
+        budget.watch(memory)
+        memory.edges = edges
+        budget.learn(edges)
+    assert drawn.edge_budget == 80  # 384 if 100 edges took what 10 take
+
+
+def test_what_is_too_little_to_be_measured_is_taken_for_some_megabytes() -> None:
+    drawn = sampler()
+    budget = EdgeBudget("auto", drawn, Ranks(), CPU)
+    budget.watch(Linear(room=1_000_000_000, fixed=0, per_edge=0))
+    seen = []
+    while budget.steps_to_learn:
+        budget.learn(3)
+        seen.append(drawn.edge_budget)
+    assert seen == [rounded_down(int(SHARE * 1_000_000_000 * 3 / LEAST_TAKEN))] * LEARNING_STEPS
+
+
 def test_less_memory_than_the_largest_structure_takes_gives_a_smaller_budget() -> None:
     drawn = sampler()
     budget = EdgeBudget("auto", drawn, Ranks(), CPU)
-    memory = Linear(room=50_000, fixed=0, per_edge=1_000)
+    memory = Linear(room=50_000_000, fixed=0, per_edge=1_000_000)
     budget.watch(memory)
     memory.edges = 100
     budget.learn(100)
@@ -99,6 +136,27 @@ def test_the_memory_of_the_host_is_what_was_taken_and_what_is_free() -> None:
     assert 230e6 < memory.taken() < 400e6
 
 
+def test_what_the_heap_had_kept_counts_as_taken_when_it_is_used_again() -> None:
+    """Arrays of 64 kB come from the heap, which keeps them while one above them lives."""
+    held = [np.ones(8192) for _ in range(3000)]
+    del held[:-1]
+    memory = HostMemory(1)
+    again = [np.ones(8192) for _ in range(2000)]
+    assert memory.taken() > 100e6
+    del again
+
+
+def test_the_ulimit_of_a_rank_is_not_divided_by_the_ranks_of_its_node() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (status_bytes("VmData") + 100_000_000, hard))
+    try:
+        rooms = [free_memory(processes) for processes in (1, 2)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    assert all(80e6 < room <= 100_000_000 for room in rooms)
+    assert free_memory() > 200e6
+
+
 @pytest.mark.parametrize(("edges", "rounded"), [(1, 1), (7, 7), (9, 8), (1000, 896), (1023, 896), (1024, 1024)])
 def test_a_budget_is_rounded_down_to_three_binary_digits(edges: int, rounded: int) -> None:
     assert rounded_down(edges) == rounded
@@ -124,6 +182,12 @@ def test_a_wrong_budget_is_refused(value: Any, finished: tuple[Options, Path], t
     options = finished[0]
     with pytest.raises(ConfigError, match=r"training\.edge_budget: is .*, expected a number of edges, auto or null"):
         config_of(options, tmp_path, training={**options["training"], "edge_budget": value})
+
+
+def test_a_budget_of_one_edge_is_not_halved_to_none_where_a_structure_has_no_edges() -> None:
+    drawn = Sampler(np.arange(2), np.array([0, 5]), 2, seed=0)
+    with pytest.raises(EnvironmentFault, match=r"with one structure at a time"):
+        EdgeBudget(1, drawn, Ranks(), CPU).halve(repeatable=True)
 
 
 def with_budget(options: Options, budget: int | str) -> Options:

@@ -21,7 +21,7 @@ from groups import ThreadRank, on_ranks
 from test_shards import structures, written
 
 from dpt_hpc.data import manifest, shared_memory
-from dpt_hpc.data.group import ALONE
+from dpt_hpc.data.group import ALONE, agree
 from dpt_hpc.data.loader import Loader, Step, in_windows
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.store import DiskStore, Store
@@ -183,6 +183,31 @@ def test_a_damaged_shard_is_named_on_every_rank_whoever_checked_it(small: Path, 
     assert not list((tmp_path / "stage").rglob("*00003*"))
 
 
+def test_a_shard_that_the_system_does_not_read_is_named_on_every_rank(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of a broken disk names no file; it cannot be had on a sound one."""
+    digest = manifest.sha256_of
+
+    def sha256_of(path: Path) -> str:
+        if path == small / "shard_00003.h5":
+            raise OSError(5, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(manifest, "sha256_of", sha256_of)
+    message = r"shard .*/shard_00003.h5: cannot be read on .*: Input/output error\.\nIf other nodes can"
+    refused(on_ranks(2, lambda node: Dataset.open(small, node=node)), DataError, message)
+
+
+def test_an_error_that_is_not_ours_is_told_on_the_ranks_that_would_wait_for_it() -> None:
+    def work(node: ThreadRank) -> None:
+        agree(node, lambda: np.zeros(1 << 52) if node.rank == 1 else None)
+
+    first, second = on_ranks(2, work)
+    refused([first], EnvironmentFault, r"rank 1 of 2 on .*: \w*MemoryError: Unable to allocate .*\nThat rank's own")
+    assert isinstance(second, MemoryError)
+
+
 def test_the_ranks_of_a_node_divide_the_hashing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     digest = manifest.sha256_of
@@ -262,6 +287,36 @@ def test_the_store_is_chosen_by_size_and_every_rank_chooses_the_same(
     monkeypatch.setattr("dpt_hpc.data.store_choice.mpi_missing", lambda size: None)
     # Each rank a node of its own, of which half the dataset fits into one.
     assert on_ranks(2, lambda node: choose_store(dataset, layout, 1.0, node, ALONE)) == ["cluster", "cluster"]
+
+
+def test_auto_does_not_take_more_than_ulimit_leaves(small: Path) -> None:
+    """And what does not fit after all, other than it was computed, is read from disk with a warning."""
+    program = (
+        "import resource, sys, torch\n"
+        "from dpt_hpc.data import store_choice, store_node\n"
+        "from dpt_hpc.data.group import ALONE\n"
+        "from dpt_hpc.data.shards import Dataset\n"
+        "from dpt_hpc.data.shared_memory import status_bytes\n"
+        "dataset = Dataset.open(sys.argv[1])\n"
+        "layout = dataset.layout(torch.float32, None)\n"
+        "def kind(memory):\n"
+        "    return store_choice.open_store(\n"
+        "        dataset, layout, 'auto', memory, everyone=ALONE, node=ALONE, node_rank=0\n"
+        "    ).kind\n"
+        "print(kind(1.0))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (status_bytes('VmSize') + 200_000_000,) * 2)\n"
+        "store_choice.size_of = store_node.size_of = lambda *arguments: (400_000_000, 0)\n"
+        "print(kind(1.0))\n"
+        "store_choice.free_memory = lambda: 10**9\n"
+        "print(kind(1.0))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(small)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["node", "disk", "disk"], done.stderr
+    assert re.fullmatch(
+        r"warning: data.store is auto, and reads from disk: memory: a dataset of 200 structures takes 0.4 GB, more "
+        r"than this process may have.\n.*\n",
+        done.stderr,
+    )
 
 
 def shared_memory_of(dataset: Dataset) -> int:

@@ -115,19 +115,32 @@ COPY_AGAIN = "Copy it again from where the dataset came, or ingest again."
 
 
 def verify_shard(path: Path, shard: Shard, by_hash: bool) -> None:
-    """Raise DataError if a shard's file is missing, of another size, or (by_hash) not the bytes that were written."""
-    if not path.is_file():
-        raise DataError(f"shard {path}: is missing.\n{COPY_AGAIN}")
-    size = path.stat().st_size
+    """Raise DataError if a shard's file is missing, of another size, not to be read, or (by_hash) not the bytes that
+    were written."""
+    try:
+        if not path.is_file():
+            raise DataError(f"shard {path}: is missing.\n{COPY_AGAIN}")
+        size = path.stat().st_size
+        found = sha256_of(path) if by_hash and size == shard.num_bytes else shard.sha256
+    except OSError as error:  # that of a broken disk, or of a server that has gone, names no file
+        raise unreadable(path, error) from None
     if size != shard.num_bytes:
         raise DataError(
             f"shard {path}: has {size} bytes, expected {shard.num_bytes}: truncated or replaced.\n{COPY_AGAIN}"
         )
-    if by_hash and (found := sha256_of(path)) != shard.sha256:
+    if found != shard.sha256:
         raise DataError(
             f"shard {path}: SHA-256 is {found[:16]}..., expected {shard.sha256[:16]}...: its bytes have changed.\n"
             f"Training would learn from garbage. {COPY_AGAIN}"
         )
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The message for a shard that the system does not read."""
+    return DataError(
+        f"shard {path}: cannot be read on {os.uname().nodename}: {error.strerror or error}.\n"
+        f"If other nodes can read it, mend the mount of this one. {COPY_AGAIN}"
+    )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 import uuid
 from pathlib import Path
 
@@ -33,9 +34,7 @@ def shared_bytes(size: int, node: Group, purpose: str) -> NDArray[np.uint8]:
             _check_memory(size, purpose)
             return np.zeros(size, dtype=np.uint8)
         except MemoryError:
-            raise EnvironmentFault(
-                f"memory: {purpose} takes {size / 1e9:.3g} GB, more than this process may have.\n{OTHER_STORE}"
-            ) from None
+            raise _above_the_limit(size, purpose) from None
     path = node.all_gather(agree(node, lambda: _create(size, purpose) if node.rank == 0 else None))[0]
     mapped = _map(path, size, node)
     if node.rank == 0:
@@ -107,12 +106,20 @@ def _allocate(mapped: _Mapping, size: int, purpose: str) -> None:
 
 
 def _check_memory(size: int, purpose: str) -> None:
+    if size > min(_rooms_of_this_process(), default=size):
+        raise _above_the_limit(size, purpose)
     # Linux would promise the memory all the same, and kill somebody later.
     if size > (free := free_memory()):
         raise EnvironmentFault(
             f"memory: {free / 1e9:.3g} GB are free on this node, but {purpose} takes {size / 1e9:.3g} GB.\n"
             f"{OTHER_STORE}"
         )
+
+
+def _above_the_limit(size: int, purpose: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"memory: {purpose} takes {size / 1e9:.3g} GB, more than this process may have.\n{OTHER_STORE}"
+    )
 
 
 def _full(size: int, space: int, purpose: str) -> EnvironmentFault:
@@ -131,11 +138,27 @@ def free_shared_memory() -> int:
     return max(int(free.f_bavail * free.f_frsize) - KEEP_FREE, 0)
 
 
-def free_memory() -> int:
-    """Bytes that this process's node, or the job's share of it (its cgroup), can still give."""
+def free_memory(processes: int = 1) -> int:
+    """Bytes that this process can still take: of its node, or of the job's share of it (its cgroup), divided by the
+    `processes` that take as much there; and of what `ulimit` lets each have."""
     words = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(int(line[1]) * 1024 for line in words if line[0] == "MemAvailable:")
-    return min([free, *_cgroup_rooms()])
+    return min([min([free, *_cgroup_rooms()]) // processes, *_rooms_of_this_process()])
+
+
+def status_bytes(field: str) -> int:
+    """Bytes, from what Linux says of this process in a field such as VmRSS; 0 if it does not say."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _rooms_of_this_process() -> list[int]:
+    """What the limits of its address space and of its data (ulimit -v and -d) leave."""
+    limits = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
+    set_ones = [(resource.getrlimit(kind)[0], field) for kind, field in limits]
+    return [max(most - status_bytes(field), 0) for most, field in set_ones if most != resource.RLIM_INFINITY]
 
 
 def _cgroup_rooms() -> list[int]:

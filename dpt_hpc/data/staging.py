@@ -51,8 +51,8 @@ def _expanded(stage: str) -> str:
 
 def _prepare(copies: Sequence[Path], work: Sequence[tuple[Path, Path, Shard]]) -> None:
     """Make the directories; see that all that is to come has room."""
-    missing = sum(shard.num_bytes for _, copy, shard in work if not _there(copy, shard))
     try:
+        missing = sum(shard.num_bytes for _, copy, shard in work if not _there(copy, shard))
         for directory in copies:
             directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(copies[0]).free
@@ -71,8 +71,11 @@ def _there(copy: Path, shard: Shard) -> bool:
 
 def _copy(source: Path, copy: Path, shard: Shard) -> None:
     """One shard, whole and right or not at all; another job may do the same at the same time."""
-    if _there(copy, shard) and sha256_of(copy) == shard.sha256:
-        return
+    try:
+        if _there(copy, shard) and sha256_of(copy) == shard.sha256:
+            return
+    except OSError as error:
+        raise _fault(copy, error) from None
     verify_shard(source, shard, by_hash=False)
     temporary = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
     try:
@@ -86,6 +89,7 @@ def _copy(source: Path, copy: Path, shard: Shard) -> None:
             )
         temporary.replace(copy)
     except OSError as error:
+        verify_shard(source, shard, by_hash=True)  # its message, if it is the original that cannot be read
         raise _fault(copy, error) from None
     finally:
         temporary.unlink(missing_ok=True)

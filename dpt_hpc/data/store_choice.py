@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 from dpt_hpc.data.group import Group, agree
@@ -11,6 +12,7 @@ from dpt_hpc.data.store import DiskStore, Store
 from dpt_hpc.data.store_cluster import ClusterStore, mpi_missing
 from dpt_hpc.data.store_node import NodeStore, size_of
 from dpt_hpc.data.tables import Layout
+from dpt_hpc.errors import EnvironmentFault
 
 StoreKind = Literal["auto", "disk", "node", "cluster"]
 
@@ -27,11 +29,18 @@ def open_store(
 ) -> Store:
     """The store `kind` for batches of `layout`. Collective among all ranks of `everyone`; `node`: those of this node.
 
-    memory: what auto may use of a node's free memory, as a part of it up to 1, above in GB. Raises EnvironmentFault, on
+    memory: what auto may use of a node's free memory, as a part of it up to 1, above in GB. What auto takes to fit and
+    does not, after all, is read from disk, with a warning. Raises EnvironmentFault, on
     every rank, if what was asked for is not there; DataError if a shard cannot be read.
     """
     if kind == "auto":
-        kind = choose_store(dataset, layout, memory, everyone, node)
+        chosen = choose_store(dataset, layout, memory, everyone, node)
+        try:
+            return open_store(dataset, layout, chosen, memory, everyone=everyone, node=node, node_rank=node_rank)
+        except EnvironmentFault as fault:  # on all ranks
+            if everyone.rank == 0:
+                print(f"warning: data.store is auto, and reads from disk: {fault}", file=sys.stderr)
+            return DiskStore(dataset, layout)
     if kind == "cluster":
         return ClusterStore(dataset, layout, everyone, node, node_rank)
     if kind == "node":

@@ -12,13 +12,15 @@ from typing import Any, Literal
 import torch
 
 from dpt_hpc.data.sampler import Indices, Sampler
-from dpt_hpc.data.shared_memory import free_memory
+from dpt_hpc.data.shared_memory import free_memory, status_bytes
 from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.train.ranks import Ranks
 
 LEARNING_STEPS = 4
 GROWTH = 4
 """How many times the edges of the fullest micro-batch up to now the next one may have, while the budget is learnt."""
+LEAST_TAKEN = 8 << 20
+"""Bytes below which a measurement says nothing about edges: so much is taken to have been taken."""
 SHARE = 0.8
 """Of the memory that is free when training begins; the rest is for what is not proportional to edges."""
 
@@ -40,18 +42,19 @@ class Memory(ABC):
 
 
 class HostMemory(Memory):
-    """The memory of the node, or of the part of it that the job's cgroup gives, divided by the ranks there."""
+    """The memory of the node, or of the part of it that the job's cgroup gives, divided by the ranks there; or what
+    `ulimit` leaves to each."""
 
     def __init__(self, local_world_size: int) -> None:
         with suppress(OSError, AttributeError):  # another C library: what it kept for later use goes unseen
             ctypes.CDLL(None).malloc_trim(0)
-        self.room = free_memory() // local_world_size
+        self.room = free_memory(local_world_size)
         with suppress(OSError):  # else an earlier peak counts too, and the budget becomes smaller than it could be
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        self._before = _status("VmRSS")
+        self._before = status_bytes("VmRSS")
 
     def taken(self) -> int:
-        return _status("VmHWM") - self._before
+        return status_bytes("VmHWM") - self._before
 
 
 class DeviceMemory(Memory):
@@ -72,7 +75,8 @@ class EdgeBudget:
     """Sets `sampler.edge_budget`: to what the config says, or (auto) to what the first steps show to fit.
 
     Learning begins with the edges of the largest structure, which must fit in any case, and lets them grow by a few
-    times a step, measuring the memory they take: no step is a leap into the unknown. All ranks have the same budget.
+    times a step, measuring the memory they take: no step is a leap into the unknown, and the budget ends as at most
+    GROWTH ** LEARNING_STEPS (256) times the edges of that structure. All ranks have the same budget.
     """
 
     def __init__(
@@ -86,10 +90,11 @@ class EdgeBudget:
         sampler.edge_budget = self._least if option == "auto" else option
 
     def watch(self, memory: Memory | None = None) -> None:
-        """Begin to measure, if there is something to learn; before the first step. memory: the device's by default."""
+        """Begin to measure, if there is something to learn; before an epoch's steps. memory: the device's."""
         if self.steps_to_learn:
             on_gpu = self._device.type == "cuda"
             self._memory = memory or (DeviceMemory(self._device) if on_gpu else HostMemory(self._ranks.node.size))
+            self._edges = 0  # those of an earlier epoch do not belong to the peak that begins now
 
     def learn(self, edges: int) -> bool:
         """After a step: `edges` were in this rank's fullest micro-batch. Whether the budget changed; collective."""
@@ -99,7 +104,7 @@ class EdgeBudget:
         self._edges = max(self._edges, edges)
         before = self._sampler.edge_budget or 1
         # The peak and the edges are both the highest since watching began, so they belong together.
-        fits = int(SHARE * self._memory.room * max(self._edges, 1) / max(self._memory.taken(), 1))
+        fits = int(SHARE * self._memory.room * max(self._edges, 1) / max(self._memory.taken(), LEAST_TAKEN))
         told = self._ranks.all_gather((fits, self._edges))
         # Never far beyond what has been measured, also where the steps are smaller than the memory.
         tried = max(self._least, *(edges for _, edges in told))
@@ -116,7 +121,7 @@ class EdgeBudget:
         where = f"rank {self._ranks.rank}: out of memory on {self._device}"
         if budget is None:
             raise EnvironmentFault(f"{where}.\nSet training.edge_budget to auto, or to a number of edges, and resume.")
-        if budget <= int(self._sampler.edges[self._sampler.indices].min()):
+        if budget <= max(int(self._sampler.edges[self._sampler.indices].min()), 1):
             raise EnvironmentFault(f"{where} with one structure at a time.\nUse a smaller network, or a larger GPU.")
         if not repeatable:
             raise EnvironmentFault(
@@ -153,11 +158,3 @@ def rounded_down(edges: int) -> int:
     """To three binary digits, so that the noise of a measurement seldom gives two runs different budgets."""
     unit = 1 << max(edges.bit_length() - 3, 0)
     return edges // unit * unit
-
-
-def _status(field: str) -> int:
-    """Bytes, from what Linux says of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return 0
