@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The Python to build the environment with, and the torch to put into it: a version from 2.6 on, or plain `torch` for the
+# The Python to build the environment with, and the torch to put into it: a version from 2.8 on, or plain `torch` for the
 # newest. No other file names a version of torch. On Linux, PyPI's torch carries CUDA; pip takes a smaller one without
 # CUDA if PIP_EXTRA_INDEX_URL names the CPU index that PyTorch's installation page gives.
 PYTHON ?= python3
@@ -88,8 +88,10 @@ pyg: setup ## torch-scatter and torch-cluster for the backend pyg and its tests 
 	  $(BIN)/pip install -qq --cache-dir "$$($(BIN)/pip cache dir)/$(TORCH)" --no-build-isolation --only-deps ".[pyg]"
 
 slurm: ## Slurm and munge for the tests of launch/slurm.sbatch (Debian and Ubuntu; asks for root only if they are missing)
-	@PATH="$$PATH:/usr/sbin"; command -v slurmctld munged srun >/dev/null || { \
-	  echo "== Slurm for the tests: apt-get install slurm-wlm munge libpmix-dev"; \
+	@PATH="$$PATH:/usr/sbin"; missing=; \
+	for program in slurmctld slurmd munged srun; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	test -z "$$missing" || { \
+	  echo "== Slurm for the tests, without$$missing: apt-get install slurm-wlm munge libpmix-dev"; \
 	  if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root="sudo -n"; fi; \
 	  $$as_root apt-get update -qq; \
 	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends slurm-wlm munge libpmix-dev >/dev/null; }

@@ -5,7 +5,8 @@
 #   GPU    qsub -l select=2:ncpus=32:ngpus=4:mpiprocs=4 -v CONFIG=...,ARGUMENTS="--set seed=1" launch/pbs.sh
 #   five seeds      qsub -J 0-4 -v CONFIG=configs/finetune/cgcnn_jdft.yaml launch/pbs.sh
 #
-# WALL_SECONDS after its start, or at PBS's SIGTERM, the job saves; with RESUBMIT=yes it then submits itself again.
+# WALL_SECONDS after its start, or at PBS's SIGTERM, the job saves. With REQUEUE=yes a job whose WALL_SECONDS are over is
+# then queued again as it was submitted (qrerun); one that was ended by qdel is not.
 # launch/README.md says what a site must set.
 #PBS -N dpt_hpc
 #PBS -l select=1:ncpus=1:mpiprocs=1
@@ -19,7 +20,7 @@ SITE=${SITE:-launch/site.sh}               # modules, proxies, fabric variables:
 PYTHON=${PYTHON:-.venv/bin/python}         # of the environment that dpt_hpc is installed in
 MPIEXEC=${MPIEXEC:-mpiexec}                # of the MPI that mpi4py is linked against
 WALL_SECONDS=${WALL_SECONDS:-86220}        # save after so many seconds: the wall time less three minutes
-RESUBMIT=${RESUBMIT:-}
+REQUEUE=${REQUEUE:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 : "${CONFIG:?which config? qsub -v CONFIG=... launch/pbs.sh}"
@@ -48,8 +49,9 @@ esac
 echo "== $(date '+%F %T') job ${PBS_JOBID:-}: $ranks ranks on $(sort -u "$PBS_NODEFILE" | paste -sd, -)"
 
 # mpiexec passes USR1 on to the ranks, which save and end with exit code 75.
-told=
-trap 'told=yes; kill -USR1 "$step"' USR1 TERM
+time_is_over=
+trap 'told=yes; time_is_over=yes; kill -USR1 $step' USR1
+trap 'told=yes; kill -USR1 $step' TERM
 "$MPIEXEC" -n "$ranks" "${options[@]}" "$PYTHON" -m dpt_hpc.launch "$CONFIG" "${arguments[@]}" &
 step=$!
 (
@@ -62,7 +64,7 @@ while told=; wait "$step"; code=$?; [ -n "$told" ]; do :; done
 kill "$clock" 2>/dev/null
 
 echo "== $(date '+%F %T') job ${PBS_JOBID:-}: exit code $code"
-if [ "$code" -eq 75 ] && [ -n "$RESUBMIT" ]; then
-  qsub -v "CONFIG=$CONFIG,ARGUMENTS=${ARGUMENTS:-},WALL_SECONDS=$WALL_SECONDS,RESUBMIT=$RESUBMIT" launch/pbs.sh
+if [ "$code" -eq 75 ] && [ -n "$time_is_over" ] && [ -n "$REQUEUE" ]; then
+  qrerun "$PBS_JOBID"
 fi
 exit "$code"

@@ -1,21 +1,27 @@
 """Pre-train several configs, one after the other, in one world of ranks: a launch costs more than a small run.
 
-python several_runs.py [--two-nodes] CONFIG...   (by mpiexec)
+python several_runs.py [--two-nodes] [--nan-gradient] CONFIG...   (by mpiexec)
 
 --two-nodes: the first half of the ranks takes itself to be on one node, the second half on another, so that the node
-and the cluster store are what they are on two.
+and the cluster store are what they are on two. --nan-gradient: in the third step of each run, one weight's gradient on
+the last rank is NaN.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections import Counter
+
+from torch import Tensor
 
 from dpt_hpc.train.config import PretrainConfig, load_config
+from dpt_hpc.train.engine import DeepSpeedEngine
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import enter_world, leave_world
 
-TWO_NODES = "--two-nodes"
+TWO_NODES, NAN_GRADIENT = "--two-nodes", "--nan-gradient"
 
 
 def pretend() -> None:
@@ -26,11 +32,30 @@ def pretend() -> None:
     os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(nodes[:rank].count(nodes[rank]))
 
 
+def spoil_third_step() -> None:
+    plain = DeepSpeedEngine.backward
+    steps: Counter[int] = Counter()
+
+    def backward(engine: DeepSpeedEngine, loss: Tensor, last: bool) -> None:
+        steps[id(engine)] += last
+        if steps[id(engine)] == 3 and last and engine.rank == engine.world_size - 1:
+            _, weight = engine.named_weights()[0]
+            hook = weight.register_hook(lambda gradient: gradient * math.nan)
+            plain(engine, loss, last)
+            hook.remove()
+        else:
+            plain(engine, loss, last)
+
+    DeepSpeedEngine.backward = backward  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     if TWO_NODES in sys.argv:
         pretend()
+    if NAN_GRADIENT in sys.argv:
+        spoil_third_step()
     ranks = enter_world()
-    for config in (argument for argument in sys.argv[1:] if argument != TWO_NODES):
+    for config in (argument for argument in sys.argv[1:] if not argument.startswith("--")):
         print(f"== {config}", flush=True)
         pretrain(load_config(config, PretrainConfig), ranks, quiet=True)
     leave_world()

@@ -26,7 +26,7 @@ from small_runs import Options, of_steps, records, run, same_weights, small_opti
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import EnvironmentFault
-from dpt_hpc.train.checkpoint import load_state
+from dpt_hpc.train.checkpoint import load_optimizer, load_state, load_weights
 from dpt_hpc.train.failures import DivergedError
 from dpt_hpc.train.signals import EXIT_REQUEUE
 from dpt_hpc.train.writer import restore
@@ -323,3 +323,26 @@ def test_a_skipped_step_changes_nothing_under_any_engine(
         assert len(found) == 3
         assert sum(bad in rank["structures"] for rank in found[0]["ranks"]) == 1
         assert [rank["loss"] == "inf" for rank in found[0]["ranks"]].count(True) == 1
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_skipped(options: Options, tmp_path: Path) -> None:
+    """Two ranks; the gradient of one weight is NaN on one of them, in the third step of five."""
+    configs = []
+    for stage, accumulation in ((0, 2), (1, 1), (1, 2), (2, 1), (2, 2)):
+        changed = deepcopy(options) | {"engine": {"zero_stage": stage}, "checkpoint": {"every_steps": 1, "keep": 9}}
+        changed["training"] |= {"epochs": 1, "grad_accumulation": accumulation}
+        name = f"zero_{stage}_{accumulation}"
+        configs.append(written(tmp_path / f"{name}.yaml", changed, tmp_path / name))
+    succeed(start(2, SEVERAL_RUNS, "--nan-gradient", *configs))
+    for config in configs:
+        run_dir = config.with_suffix("")
+        [found] = json.loads((run_dir / "diverged.json").read_text())["steps"]
+        assert found["step"] == 3
+        assert found["grad_norm"] in ("inf", "nan")
+        assert np.isfinite(found["loss"])
+        steps = [run_dir / "checkpoints" / f"step_{step:08d}" for step in range(2, 6)]
+        held = [load_weights(path) | load_optimizer(path) for path in steps]
+        assert all(tensor.isfinite().all() for tensor in held[-1].values())
+        assert all(torch.equal(tensor, held[1][name]) for name, tensor in held[0].items()), "a skipped step is none"
+        assert any(not torch.equal(tensor, held[2][name]) for name, tensor in held[1].items())

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,59 @@ def test_a_host_file_of_pbs(config: Path) -> None:
     trained(config, done, 2, "mpirun (Open MPI)")
     assert "2 ranks on localhost" in done.stdout
     assert yaml.safe_load((config.parent / "run" / "config.yaml").read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize(("number", "requeued"), [("", True), ("TERM", False)])
+def test_pbs_queues_again_the_job_whose_time_is_over_and_not_the_one_that_was_deleted(
+    tmp_path: Path, number: str, requeued: bool
+) -> None:
+    """PBS itself is not here: its qrerun, and ranks that save when told, are stood in for."""
+    stand_ins = {
+        "qrerun": f'echo "$1" > {tmp_path}/requeued',
+        "mpiexec": f'trap "exit 75" USR1; touch {tmp_path}/started; while :; do sleep 0.1; done',
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n[ "$1" = --version ] && exit\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "hosts").write_text("localhost\n")
+    job = subprocess.Popen(
+        [LAUNCH / "pbs.sh"],
+        env=os.environ
+        | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PBS_NODEFILE": str(tmp_path / "hosts")}
+        | {"PBS_O_WORKDIR": str(ROOT), "PBS_JOBID": "12.pbs", "CONFIG": "none.yaml", "REQUEUE": "yes"}
+        | {"WALL_SECONDS": "600" if number else "2"},
+        stdout=subprocess.DEVNULL,
+    )
+    if number:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        job.terminate()
+    assert job.wait(60) == 75
+    assert (tmp_path / "requeued").exists() is requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "12.pbs\n"
+
+
+def test_deepspeeds_runners_for_several_hosts(tmp_path: Path) -> None:
+    """What deepspeed is called with: its runner for Slurm takes a file, and Open MPI must know the network."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("one slots=2\ntwo slots=2\n")
+    done = start("deepspeed.sh", "config.yaml", HOSTS=hosts, LAUNCHER="slurm", DEEPSPEED="echo")
+    assert done.returncode == 0, done.stderr
+    assert "--module" not in done.stdout
+    program = Path(done.stdout.split()[-3])
+    assert done.stdout.split()[-2:] == ["config.yaml", "--resume"]
+    helped = subprocess.run(
+        [sys.executable, program, "--help"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert "launch.py run" in helped.stdout
+    refused = start("deepspeed.sh", "config.yaml", HOSTS=hosts, LAUNCHER="openmpi", DEEPSPEED="echo")
+    assert refused.returncode == 4
+    assert "names several hosts: set INTERFACE to the network between them" in refused.stderr
+    told = start("deepspeed.sh", "config.yaml", HOSTS=hosts, LAUNCHER="openmpi", DEEPSPEED="echo", INTERFACE="ib0")
+    assert "btl_tcp_if_include ib0" in told.stdout
 
 
 @pytest.mark.skipif(not (PROGRAMS / "deepspeed").exists(), reason="no deepspeed beside this Python")

@@ -59,6 +59,7 @@ def test_the_files_that_ship_are_read(stage: int) -> None:
         ({"zero_optimization": {"stage": "2"}}, "ZeRO stage is '2', expected 0, 1 or 2"),
         ({"zero_optimization": {"stage": 2}}, "says ZeRO stage 2, but engine.zero_stage is 1"),
         ({"zero_optimization": {"offload_optimizer": {}}}, "zero_optimization.offload_optimizer: nothing is offloaded"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "compute_grad_norm is false, but the gradient's norm"),
         ({"bf16": {"enabled": True}}, "bf16 is decided by training.precision"),
         ({"train_batch_size": 8}, "train_batch_size is decided by training.batch_size"),
         ({"zero_optimisation": {}}, "zero_optimisation: unknown here; did you mean zero_optimization?"),

@@ -80,6 +80,37 @@ def test_steps_of_a_job_do_not_share_a_port() -> None:
     assert find_world(SRUN | {"MASTER_PORT": "4321"}).master_port == 4321
 
 
+def test_a_job_that_is_queued_again_does_not_meet_its_former_self() -> None:
+    ports = {find_world(SRUN | {"SLURM_RESTART_COUNT": str(count)}).master_port for count in range(5)}
+    assert len(ports) == 5
+    assert find_world(SRUN).master_port in ports
+
+
+@pytest.mark.parametrize(
+    ("left", "sign"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"CROSS_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}, "CROSS_RANK"),
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1"}, "TORCHELASTIC_RUN_ID"),
+    ],
+)
+def test_srun_does_not_start_many_worlds_of_one(left: dict[str, str], sign: str) -> None:
+    with pytest.raises(EnvironmentFault, match=rf"srun started 8 tasks, but .*=1\.\nEach of them.* Unset {sign}:"):
+        find_world(SRUN | left)
+
+
+def test_the_limit_of_open_files_is_raised_or_told() -> None:
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))\n"
+        "from dpt_hpc.train.ranks import allow_connections; from dpt_hpc.train.world import World\n"
+        "allow_connections(World(world_size=50)); print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+        "allow_connections(World(rank=2, world_size=100))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "(256, 256)\n", done.stderr
+    assert "100 ranks need 400 open files in a process, but the hard limit here is 256.\nRaise it" in done.stderr
+
+
 def test_a_forgotten_srun_is_told() -> None:
     """The batch shell of a job of four tasks, as Slurm starts it: nothing of a step in its environment."""
     batch = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}

@@ -77,6 +77,11 @@ def read_deepspeed_options(path: str | None, zero_stage: int) -> dict[str, Any]:
             f"engine.deepspeed: {path}: zero_optimization.{offload}: nothing is offloaded here: the networks are small,"
             " and their optimiser runs where the weights are.\nTake it out of the file."
         )
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError(
+            f"engine.deepspeed: {path}: zero_optimization.compute_grad_norm is false, but the gradient's norm tells a"
+            " step that is not finite, which must be skipped.\nTake it out of the file."
+        )
     return {**content, "zero_optimization": zero}
 
 

@@ -197,7 +197,8 @@ class DeepSpeedEngine(Engine):
                     for gradient in gradients:
                         gradient.fill_(math.nan)
             self._engine.step()
-            return float(self._engine.get_global_grad_norm())
+            # A skipped step may leave the norm of the step before it.
+            return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
         # Stage 0 leaves the gradient whole, does not tell its norm, and would take any step.
         norm = float(nn.utils.get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None]))
         if math.isfinite(norm) and not skip:

@@ -43,9 +43,9 @@ class Heartbeat:
 
     def __init__(self, ranks: Ranks, timeout: float, run_dir: Path) -> None:
         store: Any = ranks.store  # torch's types do not know `clone`
-        # Connections of its own: a call that waits in another thread would hold up the beats.
+        # A connection of its own: a call that waits in another thread would hold up the beats.
         self._store = distributed.PrefixStore("heartbeat", store.clone())
-        self._own_store = distributed.PrefixStore("heartbeat", store.clone())
+        self._own_store = distributed.PrefixStore("heartbeat", store)
         """The main thread's."""
         self._ranks, self._run_dir = ranks, run_dir
         self._interval = timeout / ROUNDS_IN_TIMEOUT

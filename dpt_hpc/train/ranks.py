@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,9 @@ JOIN_SECONDS = 300.0
 CALL_TIMEOUT = timedelta(minutes=30)
 """No collective call waits longer. Generous: one rank may prepare data while the others wait for it. That a rank is
 dead or stopped is found much earlier, by its connections and its heartbeat."""
+
+CONNECTIONS_PER_RANK = 3
+"""In rank 0: to the store and for the heartbeat, and one of Gloo's mesh."""
 
 
 class Ranks:
@@ -106,6 +110,7 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
     world = replace(world, master_address=reachable(world.master_address))
     # Where torch.distributed, DeepSpeed and our error messages look for them.
     os.environ.update(world.environment())
+    allow_connections(world)
     seconds = join_seconds or float(os.environ.get("DPT_HPC_JOIN_SECONDS", JOIN_SECONDS))
     store = _meet(world, seconds)
     answer = _introduce(world, store, seconds)
@@ -134,6 +139,23 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
     everyone = range(world.world_size)
     node = Ranks(world, members=members, group=group) if len(members) < world.world_size else None
     return Ranks(world, members=everyone, store=distributed.PrefixStore("dpt_hpc", store), node=node)
+
+
+def allow_connections(world: World) -> None:
+    """Let this process have connections to all other ranks: raises its soft limit of open files to the hard one.
+
+    Raises EnvironmentFault if the hard one is too low.
+    """
+    needed = CONNECTIONS_PER_RANK * world.world_size + 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (soft, hard) or hard >= needed:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return
+    raise EnvironmentFault(
+        f"rank {world.rank} on {host_name()}: {world.world_size} ranks need {needed} open files in a process, but the "
+        f"hard limit here is {hard}.\nRaise it (`ulimit -Hn`, LimitNOFILE of slurmd), or start fewer ranks."
+    )
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
                 f"{launcher.name} has set {launcher.sign}, but not {launcher.rank}: this process has no rank.\n"
                 f"Start every rank by {launcher.name}, and keep the variables that it sets."
             )
-        if int(environment.get("WORLD_SIZE", 1)) > 1:
+        if "WORLD_SIZE" in environment and _integer(environment, "WORLD_SIZE") > 1:
             raise EnvironmentFault(
                 f"WORLD_SIZE is {environment['WORLD_SIZE']}, but RANK is not set and no launcher was found.\n"
                 "Start the ranks by srun, mpirun, deepspeed or torchrun, or set RANK for each."
@@ -120,6 +120,13 @@ def leave_mpi() -> None:
 
 def _check_agreement(environment: Mapping[str, str], launcher: Launcher, rank: int, world_size: int) -> None:
     """RANK and WORLD_SIZE set by hand, and PMI's and PMIx's variables under srun, must say what the launcher says."""
+    tasks = _integer({"SLURM_STEP_NUM_TASKS": "1", **environment}, "SLURM_STEP_NUM_TASKS")
+    if tasks > world_size:  # a launcher inside srun has at least one rank per task
+        raise EnvironmentFault(
+            f"srun started {tasks} tasks, but {launcher.name} says {launcher.world_size}={world_size}.\n"
+            f"Each of them would train alone, all in one directory. Unset {launcher.sign}: it is left from another job "
+            "or shell."
+        )
     others = [("RANK", "WORLD_SIZE")]
     if launcher.name == "srun":
         others += [("PMI_RANK", "PMI_SIZE"), ("PMIX_RANK", "PMI_SIZE")]
@@ -171,9 +178,11 @@ def _rendezvous(
     if launcher.name.startswith("mpi"):
         return _rendezvous_over_mpi(world_size)
     if launcher.name == "srun":
-        # Same on every rank of a job step, distinct between steps and jobs that share a node.
-        job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-        port = port if "MASTER_PORT" in environment else 20000 + (job * 13 + step) % 12000
+        # Same on every rank of a job step, distinct between steps and jobs that share a node; and a job that is queued
+        # again does not meet a rank of its former self that still listens.
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        job, step, restart = (_integer({name: "0", **environment}, name) for name in names)
+        port = port if "MASTER_PORT" in environment else 20000 + (job * 13 + step + restart * 5003) % 12000
         one_node = environment.get("SLURM_STEP_NUM_NODES") == "1"
         return "127.0.0.1" if one_node else first_host(environment.get("SLURM_STEP_NODELIST", "localhost")), port
     if hosts:
