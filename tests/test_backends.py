@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import os
 import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from required import required
 from systems import NASTY, batch_of, random_system, supercell
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from dpt_hpc.structure import Batch, Structure
 
 MISSING = [name for name in ("torch_scatter", "torch_cluster") if importlib.util.find_spec(name) is None]
 needs_pyg = pytest.mark.skipif(
-    bool(MISSING) and "pyg" not in os.environ.get("DPT_HPC_REQUIRE", "").split(),
+    bool(MISSING) and not required("pyg"),
     reason=f"{' and '.join(MISSING)} not installed (make pyg)",
 )
 PAIRS = [

@@ -20,6 +20,7 @@ from typing import IO
 import pytest
 import torch
 import yaml
+from required import required
 from small_runs import Options, of_steps, run, same_weights
 
 from dpt_hpc.errors import ConfigError, EnvironmentFault
@@ -214,6 +215,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True, check=False)
     if mounted.returncode:
+        assert not required("mount"), mounted.stderr
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)

