@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import emulated as emulation
 import pytest
@@ -17,6 +20,13 @@ from dpt_hpc.quickstart import PACKAGE
 
 # The tests are small: more threads gain nothing, and on a shared machine they wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """DeepSpeed in this process takes rank and world size from the environment: ranks started later must not."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
