@@ -86,6 +86,18 @@ def test_resume_refuses_other_data_under_the_same_name(small_dataset: Path, tmp_
     assert (path / "run.json").read_text() == before
 
 
+def test_a_copy_of_a_run_that_has_lost_its_links_goes_on(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    options, path = finished
+    copy = Path(shutil.copytree(path, tmp_path / "copy", symlinks=False))
+    assert not (copy / "checkpoints" / "last").is_symlink()
+    changed = deepcopy(options)
+    changed["training"]["epochs"] += 1
+    run(changed, copy, resume=True)
+    assert (copy / "checkpoints" / "last").is_symlink()
+    assert of_steps(copy, "loss")[: len(of_steps(path, "loss"))] == of_steps(path, "loss")
+    assert of_steps(copy, "step") == list(range(1, 21))
+
+
 def test_a_checkpoint_directory_is_whole_or_absent(finished: tuple[Options, Path]) -> None:
     _, path = finished
     directory = path / "checkpoints"

@@ -136,7 +136,10 @@ class Trainer:
                     f"epoch {self.epoch}: the validation loss is {validation['loss']}.\n"
                     "Look at the labels with `dpt-hpc inspect`, or lower optimizer.learning_rate."
                 )
-            self.schedule.step(train["loss"])
+            if self.epoch_sums:
+                self.schedule.step(train["loss"])
+            else:  # a loss of 0 would be the best one for ever
+                monitor.warn(f"epoch {self.epoch}: every step was skipped; the learning rate stays as it is.")
             improved = validation["loss"] < self.best_loss
             self.best_loss = min(self.best_loss, validation["loss"])
             record = {

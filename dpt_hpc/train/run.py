@@ -31,7 +31,7 @@ from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
 from dpt_hpc.train.run_lock import RunLock
 from dpt_hpc.train.scoring import collect_predictions, evaluate
-from dpt_hpc.train.writer import LAST, Restored, go_back, restore
+from dpt_hpc.train.writer import Restored, go_back, has_checkpoint, restore
 
 
 def describe_data(dataset: Dataset, config: RunConfig) -> list[dict[str, Any]]:
@@ -58,7 +58,8 @@ class Run:
         claim_run_dir(run_dir, config, resume=resume)
         self.config, self.seed, self.run_dir, self.ranks, self.quiet = config, seed, run_dir, ranks, quiet
         self.asked_to_resume = resume
-        self.resume = resume and (run_dir / "checkpoints" / LAST).is_symlink()
+        # Rank 0 looks for all: a network file system may show another rank what was there a moment ago.
+        self.resume: bool = ranks.broadcast(resume and has_checkpoint(run_dir / "checkpoints"))
         self.lock = RunLock(run_dir)
         self.restored: Restored | None = None
         self.counts: Counts | None = None
@@ -195,7 +196,7 @@ class Run:
         self.lock.take(self.config.engine.rank_timeout)
         if not self.resume:  # another job may have begun it since this one looked
             claim_run_dir(self.run_dir, self.config, resume=self.asked_to_resume)
-            if (self.run_dir / "checkpoints" / LAST).is_symlink():
+            if has_checkpoint(self.run_dir / "checkpoints"):
                 raise EnvironmentFault(
                     f"run_dir {self.run_dir}: another job has trained here since this one began.\n"
                     "Go on from its last checkpoint with --resume."

@@ -162,6 +162,8 @@ def point(directory: Path, link: str, name: str) -> None:
     temporary = directory / f".{link}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
+    if (directory / link).is_dir() and not (directory / link).is_symlink():  # a copy of the run has lost its links
+        (directory / link).rename(directory / f".removed_{link}.{uuid4().hex[:8]}")
     os.replace(temporary, directory / link)
     fsync(directory)
 
@@ -194,15 +196,20 @@ def sweep(directory: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def has_checkpoint(directory: Path) -> bool:
+    """Whether there is something to go on from, also in a copy of a run that has lost its links."""
+    return (directory / LAST).is_symlink() or any(directory.glob("step_*"))
+
+
 def restore(directory: Path) -> Restored | None:
     """The checkpoint to go on from: `last`, or where it is damaged the newest one that is whole; None if there is none.
 
     Raises EnvironmentFault if there are checkpoints and none is whole, ConfigError for one of an earlier format.
     """
-    last = directory / LAST
-    if not last.is_symlink():
+    if not has_checkpoint(directory):
         return None
-    newest = os.readlink(last)
+    last = directory / LAST
+    newest = os.readlink(last) if last.is_symlink() else max(p.name for p in directory.glob("step_*"))
     damaged: dict[str, str] = {}
     for name in [newest, *sorted((p.name for p in directory.glob("step_*") if p.name < newest), reverse=True)]:
         wrong = damage(directory / name)
