@@ -20,6 +20,8 @@ from dpt_hpc.train.signals import Interrupted
 
 DIVERGED = "diverged.json"
 ERROR_LOG = "error.log"
+NAMED = 20
+"""Structures that a message names; the file has them all."""
 SECONDS_FOR_THE_FIRST_RANK = 1.0
 SECONDS_OF_ONE_ERROR = 30.0
 
@@ -59,8 +61,10 @@ class Divergence:
         what = f"epoch {epoch}, step {step}: loss {loss:g}, gradient norm {grad_norm:g}: not finite"
         if self.skipped >= self.limit:
             before = f" ({self.skipped} such step(s) were skipped before it)" if self.skipped else ""
+            names = [s for _, own in shares for s in own]
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             raise DivergedError(
-                f"{what}{before}.\nStructures of the step: {', '.join(s for _, own in shares for s in own)}\n"
+                f"{what}{before}.\nStructures of the step: {', '.join(names[:NAMED])}{more}\n"
                 f"{self.path} has the loss of each rank. Look at the labels with `dpt-hpc inspect`, lower "
                 "optimizer.learning_rate, or filter at ingest."
             )
