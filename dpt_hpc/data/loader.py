@@ -139,10 +139,18 @@ class Loader:
 
 def in_windows(indices: Indices, batch_size: int, window: int) -> Iterator[list[Step]]:
     """The structures `indices` (S,) in their order, `batch_size` at a time, in windows of about `window` structures."""
-    starts = list(range(0, len(indices), batch_size))
-    steps = max(window // batch_size, 1)
-    for first in range(0, len(starts), steps):
-        yield [
-            Step(first + k, [[indices[start : start + batch_size]]])
-            for k, start in enumerate(starts[first : first + steps])
-        ]
+    return parts_in_windows((indices[at : at + batch_size] for at in range(0, len(indices), batch_size)), window)
+
+
+def parts_in_windows(parts: Iterable[Indices], window: int) -> Iterator[list[Step]]:
+    """Each of `parts` as a batch, in their order, in windows of at most `window` structures or one part."""
+    steps: list[Step] = []
+    held = 0
+    for number, structures in enumerate(parts):
+        if steps and held + len(structures) > window:
+            yield steps
+            steps, held = [], 0
+        steps.append(Step(number, [[structures]]))
+        held += len(structures)
+    if steps:
+        yield steps

@@ -101,6 +101,10 @@ class Dataset:
         """(S,)"""
         return np.diff(self.atom_ptr)
 
+    def num_atoms_of(self, indices: Indices) -> NDArray[np.int64]:
+        """(B,) of a few."""
+        return self.atom_ptr[indices + 1] - self.atom_ptr[indices]
+
     @property
     def structure_ids(self) -> NDArray[np.str_]:
         """(S,) all of them; `ids` reads a few."""

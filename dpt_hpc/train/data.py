@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpt_hpc.data.group import agree
-from dpt_hpc.data.loader import Loader, in_windows
+from dpt_hpc.data.loader import Loader, Step, in_windows, parts_in_windows
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.data.store import Store
@@ -24,7 +24,7 @@ from dpt_hpc.train.ranks import Ranks
 
 Indices = NDArray[np.int64]
 
-PIECE = 2048
+PIECE = 512
 """Structures that are fetched at a time where they are read in a given order, not in the windows of an epoch."""
 
 
@@ -53,7 +53,14 @@ class Data:
 
     def batches(self, indices: Indices, size: int) -> Iterator[Batch]:
         """The structures `indices` in that order, `size` at a time, fetched ahead."""
-        with Loader(self.store, in_windows(indices, size, PIECE)) as loader:
+        yield from self._loaded(in_windows(indices, size, PIECE))
+
+    def parts(self, parts: Iterable[Indices]) -> Iterator[Batch]:
+        """A batch of each of `parts`, in their order, fetched ahead."""
+        yield from self._loaded(parts_in_windows(parts, PIECE))
+
+    def _loaded(self, windows: Iterable[list[Step]]) -> Iterator[Batch]:
+        with Loader(self.store, windows) as loader:
             for _, (batch,) in loader:
                 yield batch.to(self.device)
 

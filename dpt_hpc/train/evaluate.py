@@ -15,11 +15,11 @@ from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
 from dpt_hpc.train.config import EngineOptions, FinetuneConfig, OptimizerOptions, PretrainConfig, check_config
 from dpt_hpc.train.data import Data, store_for
 from dpt_hpc.train.engine import build_engine
-from dpt_hpc.train.monitor import write_arrays, write_json
+from dpt_hpc.train.monitor import write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import target_values
 from dpt_hpc.train.ranks import Ranks
-from dpt_hpc.train.scoring import collect_predictions, evaluate
+from dpt_hpc.train.scoring import evaluate, write_predictions
 
 
 def evaluate_checkpoint(
@@ -77,9 +77,7 @@ def evaluate_checkpoint(
     errors = evaluate(objective, engine, source, everything, config)
     del errors["loss"]  # its weights are a matter of training
     if out is not None:
-        predictions = collect_predictions(objective, engine, source, everything, config)
-        assert predictions is not None
         out.mkdir(parents=True, exist_ok=True)
-        write_arrays(out / "predictions_test.npz", predictions)
+        write_predictions(out / "predictions_test.npz", objective, engine, source, everything, config)
         write_json(out / "results.json", {"task": "evaluate", "checkpoint": checkpoint, "data": data, "test": errors})
     return errors

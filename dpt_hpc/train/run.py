@@ -19,18 +19,19 @@ from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import ModelCard, load_state, load_weights
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
 from dpt_hpc.train.counting import Counts, count_edges, needs_counts
-from dpt_hpc.train.data import Data, store_for
+from dpt_hpc.train.data import PIECE, Data, store_for
 from dpt_hpc.train.engine import build_engine, choose_device
 from dpt_hpc.train.failures import leaving_traceback
+from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.loop import Trainer
-from dpt_hpc.train.monitor import Monitor, describe_environment, write_arrays, write_json
+from dpt_hpc.train.monitor import Monitor, describe_environment, write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import check_elements
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
 from dpt_hpc.train.run_lock import RunLock
-from dpt_hpc.train.scoring import collect_predictions, evaluate
+from dpt_hpc.train.scoring import evaluate, write_predictions
 from dpt_hpc.train.writer import Restored, go_back, has_checkpoint, restore
 
 
@@ -214,7 +215,11 @@ class Run:
         if self.counts is not None:
             self.counts.save(self.run_dir)
         parts = {"train": split.train, "validation": split.validation, "test": split.test}
-        write_arrays(self.run_dir / "split.npz", {k: dataset.id_array(v) for k, v in parts.items()})
+        names = GrowingArrays(self.run_dir / "split.npz")
+        for part, indices in parts.items():
+            for start in range(0, max(len(indices), 1), PIECE):  # an empty part is written too
+                names.add({part: dataset.id_array(indices[start : start + PIECE])})
+        names.publish()
         return facts
 
     def _conclude(self, trainer: Trainer, facts: dict[str, Any], monitor: Monitor) -> None:
@@ -236,10 +241,9 @@ class Run:
             indices = getattr(data.split, part)
             if len(indices) == 0:
                 continue
-            results[part] = evaluate(chosen, engine, data, indices, self.config)
-            predictions = collect_predictions(chosen, engine, data, indices, self.config)
-            if predictions is not None:
-                write_arrays(self.run_dir / f"predictions_{part}.npz", predictions)
+            results[part] = evaluate(chosen, engine, data, indices, self.config, trainer.edge_limit)
+            path = self.run_dir / f"predictions_{part}.npz"
+            write_predictions(path, chosen, engine, data, indices, self.config, trainer.edge_limit)
         if engine.rank == 0:
             write_json(self.run_dir / "results.json", results)
             write_json(self.run_dir / "run.json", {**facts, "finished": _now(), "wall_seconds": trainer.elapsed})
