@@ -259,9 +259,9 @@ def test_ranks_meet_and_agree_also_within_their_nodes() -> None:
 
 @pytest.mark.slow
 def test_a_missing_rank_is_named_by_all_that_are_there() -> None:
-    said = together([{"RANK": str(rank), "WORLD_SIZE": "3"} for rank in (0, 2)], seconds=8)
+    said = together([{"RANK": str(rank), "WORLD_SIZE": "3"} for rank in (0, 2)], seconds=30)
     for words in said:
-        assert "announced 3 ranks, but 1 did not come within 8 s: rank 1." in words, said
+        assert "announced 3 ranks, but 1 did not come within 30 s: rank 1." in words, said
         assert "DPT_HPC_JOIN_SECONDS waits longer" in words
 
 

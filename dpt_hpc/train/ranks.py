@@ -172,7 +172,8 @@ def measured_call(group: distributed.ProcessGroup | None = None) -> Iterator[Non
 
 def leave_world() -> None:
     """Leave the other ranks, if there are any: the last thing that a rank does."""
-    if distributed.is_available() and distributed.is_initialized():
+    # A group of one stays: DeepSpeed remembers it, and would not find it again if this process made another engine.
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.destroy_process_group()
         # A thread of Gloo may still hold a tensor of the last call. It needs the interpreter to let it go, and aborts
         # the process if that is gone.
