@@ -16,7 +16,7 @@ import pytest
 import yaml
 from required import required
 from slurm import Cluster, cluster, missing_programs
-from small_runs import Options, of_steps, records, run, same_weights
+from small_runs import Options, of_steps, records, run, same_weights, small_options
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
@@ -56,17 +56,11 @@ def options(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Op
     units = dict(whole.property_units)
     write_dataset(structures, sharded, provenance={}, property_units=units, shard_atoms=whole.num_atoms.sum() // 4 + 1)
     assert len(list(sharded.glob("*.h5"))) >= 4
-    return {
+    return small_options(sharded) | {
         "task": "pretrain",
-        "data": {
-            "path": str(sharded),
-            "split": {"train": 0.5, "validation": 0.25, "test": 0.25, "by": "structure"},
-        },
-        "model": {"name": "cgcnn", "cutoff": 4.0, "hidden": 16, "layers": 2, "gaussians": 12, "readout_hidden": 16},
         "training": {"epochs": 20, "batch_size": 4},
         "checkpoint": {"every_steps": 5},
         "engine": {"zero_stage": 1},
-        "seed": 7,
     }
 
 

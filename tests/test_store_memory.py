@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loading import multiply
 from small_runs import records
 from test_shards import structures, written
 
-from dpt_hpc.data.manifest import Manifest
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.quickstart import PACKAGE
@@ -48,20 +47,6 @@ before = status("VmRSS")
 seen = epoch(path, kind)
 print(json.dumps([seen, status("VmHWM") - before]))
 """
-
-
-def multiply(source: Path, out: Path, copies: int) -> int:
-    """A dataset of many copies of another's shards; the bytes of its shards."""
-    manifest = Manifest.read(source)
-    out.mkdir()
-    shards = []
-    for _ in range(copies):
-        for shard in manifest.shards:
-            shards.append(replace(shard, file=f"shard_{len(shards):05d}.h5"))
-            shutil.copyfile(source / shard.file, out / shards[-1].file)
-    counts = {"num_structures": manifest.num_structures * copies, "num_atoms": manifest.num_atoms * copies}
-    replace(manifest, shards=tuple(shards), **counts).write(out)
-    return sum(shard.num_bytes for shard in shards)
 
 
 @pytest.fixture(scope="module")
