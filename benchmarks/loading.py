@@ -176,7 +176,8 @@ def train_under_limit(path: str) -> dict[str, Any]:
     """Everything that comes before the first step, which looks at every training structure, and some steps."""
     from dpt_hpc.data.shared_memory import free_memory
     from dpt_hpc.errors import EnvironmentFault
-    from dpt_hpc.train.config import PretrainConfig, check_config
+    from dpt_hpc.train.config import PretrainConfig
+    from dpt_hpc.train.config_file import check_config
     from dpt_hpc.train.data import store_for
     from dpt_hpc.train.pretrain import prepare
     from dpt_hpc.train.ranks import Ranks

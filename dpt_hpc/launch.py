@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dpt_hpc.__main__ import run_command_line
+from dpt_hpc.cli import run_command_line
 
 
 def main() -> None:

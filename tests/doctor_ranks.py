@@ -13,7 +13,8 @@ from typing import Any
 
 from dpt_hpc.doctor.examine import examine
 from dpt_hpc.errors import DataError
-from dpt_hpc.train.config import PretrainConfig, load_config
+from dpt_hpc.train.config import PretrainConfig
+from dpt_hpc.train.config_file import load_config
 from dpt_hpc.train.engine import DeepSpeedEngine
 from dpt_hpc.train.ranks import Ranks, enter_world, leave_world
 

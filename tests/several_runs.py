@@ -16,7 +16,8 @@ from collections import Counter
 
 from torch import Tensor
 
-from dpt_hpc.train.config import PretrainConfig, load_config
+from dpt_hpc.train.config import PretrainConfig
+from dpt_hpc.train.config_file import load_config
 from dpt_hpc.train.engine import DeepSpeedEngine
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import enter_world, leave_world

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dpt_hpc.train.checkpoint import load_weights
-from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, check_config
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+from dpt_hpc.train.config_file import check_config
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import Ranks
 

@@ -30,8 +30,9 @@ LAYERS: dict[str, set[str]] = {
     "doctor": BASE | {"ops", "data", "models", "train"},
     "report": BASE,
     "quickstart": BASE | {"data", "train", "report"},
-    "__main__": BASE | {"data", "train", "report", "quickstart", "scaling", "doctor"},
-    "launch": BASE | {"__main__"},
+    "cli": BASE | {"data", "train", "report", "quickstart", "scaling", "doctor"},
+    "__main__": {"cli"},
+    "launch": {"cli"},
 }
 """What each room of dpt_hpc may import from the others."""
 
@@ -43,7 +44,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "mpi4py": ("train/world.py", "train/one_sided.py", "data/store_cluster.py"),
     "matplotlib": ("report/",),
     "tensorboard": ("train/",),
-    "typer": ("__main__.py",),
+    "typer": ("cli/",),
     "torch_scatter": ("ops/pyg.py",),
     "torch_cluster": ("ops/pyg.py",),
     "dpt_hpc._C": ("ops/",),

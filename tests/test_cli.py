@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpt_hpc import __version__
-from dpt_hpc.__main__ import run_command_line
+from dpt_hpc.cli import run_command_line
 from dpt_hpc.quickstart import configs
 
 VERBS = ["ingest", "inspect", "pretrain", "finetune", "evaluate", "report", "quickstart", "doctor"]

@@ -9,7 +9,8 @@ import pytest
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import CGCNNOptions, TorchMDETOptions
 from dpt_hpc.quickstart import configs
-from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, load_config
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+from dpt_hpc.train.config_file import load_config
 from dpt_hpc.train.run_dir import save_config
 
 PRESETS = sorted(configs().rglob("*.yaml"))

@@ -18,7 +18,7 @@ from required import needs_mpi, required
 from small_runs import Options, config_of, finetune_options
 from test_parallel import mpiexec
 
-from dpt_hpc.__main__ import run_command_line
+from dpt_hpc.cli import run_command_line
 from dpt_hpc.doctor.examine import examine
 from dpt_hpc.doctor.finding import Finding, worst
 from dpt_hpc.doctor.machine import memory

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from dpt_hpc.__main__ import app
-from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, load_config
+from dpt_hpc.cli import app
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+from dpt_hpc.train.config_file import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 

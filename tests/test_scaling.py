@@ -21,7 +21,8 @@ from dpt_hpc.scaling.imbalance import SimulatedImbalance
 from dpt_hpc.scaling.predict import Network
 from dpt_hpc.scaling.result import fit_line, join_records, work_of
 from dpt_hpc.scaling.start import command_for
-from dpt_hpc.train.config import PretrainConfig, check_config
+from dpt_hpc.train.config import PretrainConfig
+from dpt_hpc.train.config_file import check_config
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.world import World
 

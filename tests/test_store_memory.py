@@ -98,7 +98,8 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from dpt_hpc.errors import EnvironmentFault
-from dpt_hpc.train.config import PretrainConfig, check_config
+from dpt_hpc.train.config import PretrainConfig
+from dpt_hpc.train.config_file import check_config
 from dpt_hpc.train.data import open_dataset, store_for
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import Ranks

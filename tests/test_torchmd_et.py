@@ -16,7 +16,7 @@ from small_runs import Options, of_steps, records, run, small_options
 from test_derivatives import SYSTEMS, TRICLINIC, batch_of
 from torch import Tensor
 
-from dpt_hpc.__main__ import run_command_line
+from dpt_hpc.cli import run_command_line
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import Scaling, TorchMDET, TorchMDETOptions, build_model, predict
 from dpt_hpc.models.derivatives import build_graph, edge_vectors

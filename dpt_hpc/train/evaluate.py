@@ -12,7 +12,8 @@ from dpt_hpc.data.split import Split
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
-from dpt_hpc.train.config import EngineOptions, FinetuneConfig, OptimizerOptions, PretrainConfig, check_config
+from dpt_hpc.train.config import EngineOptions, FinetuneConfig, OptimizerOptions, PretrainConfig
+from dpt_hpc.train.config_file import check_config
 from dpt_hpc.train.data import Data, store_for
 from dpt_hpc.train.engine import build_engine
 from dpt_hpc.train.monitor import write_json

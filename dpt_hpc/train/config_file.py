@@ -1,0 +1,143 @@
+"""Run configurations: YAML in, checked options out. An unknown key is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+
+AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
+
+
+def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read a YAML file into `kind`, with overrides of the form `a.b=value` (value is YAML).
+
+    Raises ConfigError naming file, key, value and, for an unknown key, the nearest valid one; all faults at once.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config {path}: no such file.") from None
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}: not valid YAML.\n{error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {path}: expected a mapping of options, got {type(raw).__name__}.")
+    for override in overrides:
+        _apply(raw, override)
+    return check_config(raw, kind, str(path))
+
+
+def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
+    """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: cannot be read: {error}") from None
+    kinds: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
+        "pretrain": PretrainConfig,
+        "finetune": FinetuneConfig,
+    }
+    task = raw.get("task") if isinstance(raw, dict) else None
+    if task not in kinds:
+        raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(kinds)}.")
+    return kinds[task]
+
+
+def check_config(raw: dict[str, Any], kind: type[AnyConfig], source: str) -> AnyConfig:
+    """`raw` as a checked `kind`; `source` names it in errors."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        faults: list[str] = [f"  {_fault(raw, kind, dict(e))}" for e in error.errors()]
+        raise ConfigError("\n".join([f"config {source}: {len(faults)} option(s) wrong.", *faults])) from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example training.epochs=10.")
+    *parents, last = key.split(".")
+    node = raw
+    for i, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: i + 1])} is a value, not a group of options.")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {value!r} is not valid YAML.") from None
+
+
+def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
+    # The tag of a discriminated union is part of pydantic's location, but not of the file's.
+    location: list[str] = []
+    node = raw
+    for part in error["loc"]:
+        if isinstance(node, dict) and part not in node and part in _tags(_annotation(kind, location)):
+            continue
+        location.append(str(part))
+        node = node[part] if isinstance(node, dict) and part in node else node
+    name = ".".join(location)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        valid = _keys(kind, raw, location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"valid here: {', '.join(valid)}."
+        return f"{name}: unknown option; {hint}"
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        given = f"is {error['ctx']['tag']!r}" if error["type"] == "union_tag_invalid" else "is not given"
+        tag = error["ctx"]["discriminator"].strip("'")
+        return f"{name}.{tag}: {given}; expected {' or '.join(_tags(_annotation(kind, location)))}."
+    if error["type"] == "missing":
+        return f"{name}: required, but not given."
+    if error["type"] == "model_attributes_type":
+        union = _annotation(kind, location)
+        key = "kind" if hasattr(_members(union)[0], "model_fields") else "name"
+        tags = [tag for tag in _tags(union) if tag == error["input"]] or _tags(union)
+        meant = " or ".join(f"{name}.{key}={tag}" for tag in tags)
+        return f"{name}: a group of options, got {error['input']!r}; did you mean {meant}?"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}." if error["type"] == "value_error" else f"{name}: {message}; got {error['input']!r}."
+
+
+def _annotation(kind: Any, location: list[str]) -> Any:
+    """The type of the option at `location`; None for one inside a union, or unknown."""
+    for part in location:
+        fields = getattr(kind, "model_fields", {})
+        kind = fields[part].annotation if part in fields else None
+    return kind
+
+
+def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
+    """The options that are valid at `location`."""
+    for part in location:
+        raw = raw.get(part, {}) if isinstance(raw, dict) else {}
+        members = _members(_annotation(kind, [part]))
+        tagged = [m for m in members if _tag(m) in (raw.get("kind"), raw.get("name"))] if len(members) > 1 else members
+        kind = (tagged or members)[0]
+    fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    return sorted(fields)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The classes of a union, or the one class."""
+    return [m for m in get_args(annotation) if isinstance(m, type)] or [annotation]
+
+
+def _tags(annotation: Any) -> list[str]:
+    return [tag for m in _members(annotation) if (tag := _tag(m)) is not None]
+
+
+def _tag(options: Any) -> Any:
+    """What tells these options from others of their union: their kind, or their name."""
+    fields = getattr(options, "model_fields", {})
+    return fields["kind"].default if "kind" in fields else getattr(options, "name", None)
