@@ -56,6 +56,7 @@ def options(
 
 
 def one_of(option: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """`value`, if it is allowed. Raises ConfigError that names the option and what it may be."""
     if value not in allowed:
         raise ConfigError(f"{option} {value}: expected one of {', '.join(str(a) for a in allowed if a)}.")
     return value
