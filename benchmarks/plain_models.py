@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpt_hpc.models import EnergyModel
+from dpt_hpc.models import EnergyModel, NodeFeatures
 from dpt_hpc.models.cgcnn import CGConv
 from dpt_hpc.ops import RadiusGraph
 
@@ -56,8 +56,9 @@ class PlainET(EnergyModel):
         while f"readout.{len(self.post)}.weight" in w:
             self.post.append(_linear(w, f"readout.{len(self.post)}"))
         self.output = _linear(w, "output")
+        self.num_scalars = self.num_vectors = self.embedding.shape[1]
 
-    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:
+    def node_features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> NodeFeatures:
         source, target = graph.edge_index
         d = (edge_vectors**2).sum(1).sqrt()
         cutoffs = torch.where(d < self.cutoff, 0.5 * (torch.cos(d * math.pi / self.cutoff) + 1), torch.zeros_like(d))
@@ -73,8 +74,10 @@ class PlainET(EnergyModel):
         for layer in self.attention:
             dx, dvec = layer(x, vec, source, target, cutoffs, smeared, unit)
             x, vec = x + dx, vec + dvec
-        x = self.out_norm(x)
+        return NodeFeatures(self.out_norm(x), vec)
 
+    def read_out(self, features: NodeFeatures, atom_ptr: Tensor) -> Tensor:
+        x = features.scalars
         structure = torch.repeat_interleave(torch.arange(len(atom_ptr) - 1, device=x.device), atom_ptr.diff())
         pooled = _scatter(x, structure, len(atom_ptr) - 1)
         for layer in self.post:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpt_hpc.errors import DataError
 from dpt_hpc.models import CGCNNOptions, EnergyModel, ModelOptions, TorchMDETOptions, build_model, predict
-from dpt_hpc.models.derivatives import build_graph
+from dpt_hpc.models.derivatives import build_graph, edge_vectors
 from dpt_hpc.structure import MAX_ATOMIC_NUMBER, Batch, Structure
 
 STEP = 1e-5  # Å or strain: the error of a central difference is about (STEP / 0.25 Å)^2, the width of a Gaussian
@@ -209,6 +209,21 @@ def test_training_gradient_is_the_finite_difference_of_the_loss(model: EnergyMod
                 parameter -= sign * 1e-5 * direction
         numeric = (values[0] - values[1]) / 2e-5
         assert numeric == pytest.approx(float((gradient * direction).sum()), rel=1e-5, abs=1e-8)
+
+
+def test_features_have_the_sizes_they_are_said_to_have_and_give_the_energy(model: EnergyModel) -> None:
+    batch = batch_of(SYSTEMS["mixed"])
+    graph = build_graph(model, batch)
+    vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
+    features = model.node_features(batch.atomic_numbers, vectors, graph)
+    assert features.scalars.shape == (batch.num_atoms, model.num_scalars)
+    if model.num_vectors:
+        assert features.vectors is not None
+        assert features.vectors.shape == (batch.num_atoms, 3, model.num_vectors)
+    else:
+        assert features.vectors is None
+    # Without a scale and references, which only the whole model applies.
+    torch.testing.assert_close(model.read_out(features, batch.atom_ptr), energies(model, batch))
 
 
 def test_a_structure_without_edges_has_zero_forces(model: EnergyModel) -> None:

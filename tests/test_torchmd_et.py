@@ -153,19 +153,22 @@ def test_vectors_turn_with_the_structure() -> None:
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))[0]
     rotation = torch.stack([rotation, -rotation])
     expected, vectors = features(model, batch)
+    assert vectors is not None
     assert vectors.shape == (3, 3, ET.hidden)
     assert float(vectors.abs().max()) > 1e-3
     for turn in rotation:
         scalars, turned = features(model, replace(batch, positions=batch.positions @ turn, cell=batch.cell @ turn))
+        assert turned is not None
         torch.testing.assert_close(scalars, expected)
         torch.testing.assert_close(turned, torch.einsum("nic,ij->njc", vectors, turn))
 
 
-def features(model: TorchMDET, batch: Batch) -> tuple[Tensor, Tensor]:
+def features(model: TorchMDET, batch: Batch) -> tuple[Tensor, Tensor | None]:
     graph = build_graph(model, batch)
     vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
     with torch.no_grad():
-        return model.features(batch.atomic_numbers, vectors, graph)
+        found = model.node_features(batch.atomic_numbers, vectors, graph)
+    return found.scalars, found.vectors
 
 
 def test_the_energy_reads_the_scalars_that_heads_read() -> None:

@@ -2,7 +2,7 @@
 
 from dpt_hpc.models.cgcnn import CGCNN, CGCNNOptions
 from dpt_hpc.models.derivatives import Prediction, predict
-from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.precision import set_precision
 from dpt_hpc.models.scaling import Scaling
 from dpt_hpc.models.torchmd_et import TorchMDET, TorchMDETOptions
@@ -12,6 +12,7 @@ __all__ = [
     "CGCNNOptions",
     "EnergyModel",
     "ModelOptions",
+    "NodeFeatures",
     "Prediction",
     "Scaling",
     "TorchMDET",

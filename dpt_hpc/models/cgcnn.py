@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.precision import Linear, NodeProducts
 from dpt_hpc.models.radial import gaussian_basis, tabulate
 from dpt_hpc.models.readout import Pooling, read_out
@@ -135,6 +135,7 @@ class CGCNN(EnergyModel):
         self.cutoff = options.cutoff
         self.max_neighbors = options.max_neighbors
         self.max_images = options.max_images
+        self.num_scalars, self.num_vectors = options.hidden, 0
         self.embedding = nn.Linear(options.num_elements, options.hidden)
         self.convolutions = nn.ModuleList(CGConv(options.hidden, options.gaussians) for _ in range(options.layers))
         widths = [options.hidden] + [options.readout_hidden] * options.readout_layers
@@ -148,11 +149,14 @@ class CGCNN(EnergyModel):
         # In float64 until the model is cast, so that a float64 model has the whole precision.
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:
+    def node_features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> NodeFeatures:
         edge_lengths = torch.linalg.vector_norm(edge_vectors, dim=1)
         # Linear of a one-hot row is a column of the weight: class c stands for Z = c + 1.
         x = self.embedding.weight.t().index_select(0, atomic_numbers - 1) + self.embedding.bias
         x = functional.silu(x)
         for convolution in self.convolutions:
             x = convolution(x, edge_lengths, self.basis, self.table, graph, self.options.backend)
-        return read_out(x, atom_ptr, self.options.pooling, self.readout, self.output)
+        return NodeFeatures(x)
+
+    def read_out(self, features: NodeFeatures, atom_ptr: Tensor) -> Tensor:
+        return read_out(features.scalars, atom_ptr, self.options.pooling, self.readout, self.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.ops import RadiusGraph
 from dpt_hpc.structure import MAX_ATOMIC_NUMBER
 
@@ -14,7 +14,8 @@ class Scaling(EnergyModel):
     """E = scale * network + shift + sum over atoms of element_references[Z].
 
     The identity unless `set` was called: that is the paper's setting. References and shift do not depend on the
-    geometry, so forces and stress are those of `scale * network`.
+    geometry, so forces and stress are those of `scale * network`. Features and `read_out` are the network's own, as
+    they come: only `forward` scales.
     """
 
     scale: Tensor
@@ -27,6 +28,7 @@ class Scaling(EnergyModel):
         self.cutoff = network.cutoff
         self.max_neighbors = network.max_neighbors
         self.max_images = network.max_images
+        self.num_scalars, self.num_vectors = network.num_scalars, network.num_vectors
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("element_references", torch.zeros(MAX_ATOMIC_NUMBER + 1))
@@ -37,6 +39,12 @@ class Scaling(EnergyModel):
         self.shift.fill_(shift)
         if element_references is not None:
             self.element_references.copy_(element_references)
+
+    def node_features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> NodeFeatures:
+        return self.network.node_features(atomic_numbers, edge_vectors, graph)
+
+    def read_out(self, features: NodeFeatures, atom_ptr: Tensor) -> Tensor:
+        return self.network.read_out(features, atom_ptr)
 
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:
         raw = self.network(atomic_numbers, edge_vectors, graph, atom_ptr)

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dpt_hpc.models.energy_model import EnergyModel
+from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.exp_normal import EdgeGeometry, ExpNormal
 from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.readout import Pooling, read_out
@@ -180,6 +180,7 @@ class TorchMDET(EnergyModel):
         self.cutoff = options.cutoff
         self.max_neighbors = options.max_neighbors
         self.max_images = options.max_images
+        self.num_scalars = self.num_vectors = options.hidden
         self.radial = ExpNormal(
             options.radial, options.cutoff, options.table_knots if options.filters == "table" else None
         )
@@ -191,19 +192,18 @@ class TorchMDET(EnergyModel):
         self.readout = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(widths[-1], 1)
 
-    def features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> tuple[Tensor, Tensor]:
-        """Scalars (N,C) and vectors (N,3,C) of the atoms: what a head would read. Arguments as in `forward`."""
-        x, vectors = self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=True)
-        assert vectors is not None
-        return x, vectors
+    def node_features(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> NodeFeatures:
+        return self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=True)
 
-    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, atom_ptr: Tensor) -> Tensor:
-        x, _ = self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=False)
-        return read_out(x, atom_ptr, self.options.pooling, self.readout, self.output)
+    def features_for_energy(self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph) -> NodeFeatures:
+        return self._layers(atomic_numbers, edge_vectors, graph, vectors_are_read=False)
+
+    def read_out(self, features: NodeFeatures, atom_ptr: Tensor) -> Tensor:
+        return read_out(features.scalars, atom_ptr, self.options.pooling, self.readout, self.output)
 
     def _layers(
         self, atomic_numbers: Tensor, edge_vectors: Tensor, graph: RadiusGraph, *, vectors_are_read: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> NodeFeatures:
         edges = self.radial(edge_vectors)
         element = atomic_numbers - 1
         x = self.neighbors(self.embedding.weight.index_select(0, element), element, edges, graph)
@@ -214,7 +214,7 @@ class TorchMDET(EnergyModel):
             dx, more = layer(x, vectors, edges, graph, vectors_are_read=read)
             x = x + dx
             vectors = more if vectors is None or more is None else vectors + more
-        return self.norm(x), vectors
+        return NodeFeatures(self.norm(x), vectors)
 
 
 def xavier(linear: AnyLinear, *rows: int) -> AnyLinear:
