@@ -1,0 +1,90 @@
+"""Verbs on configs: config init, show, check, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from dpt_hpc.cli.app import Json, Set, app, console, one_of
+from dpt_hpc.errors import ConfigError
+
+config = typer.Typer(no_args_is_help=True, help="Write, read, check configs.")
+app.add_typer(config, name="config")
+
+Task = Annotated[str, typer.Argument(metavar="TASK", help="pretrain or finetune.")]
+
+
+def _kind(task: str) -> Any:
+    from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+
+    kinds = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+    return kinds[one_of("TASK", task, tuple(kinds))]
+
+
+@config.command(epilog="Example: `dpt-hpc config init pretrain --network torchmd_et --out mine.yaml`")
+def init(
+    task: Task,
+    network: Annotated[str | None, typer.Option(help="cgcnn, torchmd_et, ...")] = None,
+    objective: Annotated[str | None, typer.Option(help="derivatives, derivative_denoising, ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; else it is printed.")] = None,
+) -> None:
+    """A config with every option, its default and its meaning."""
+    from dpt_hpc.train.config_template import members, template
+
+    kind, chosen = _kind(task), {}
+    for option, name, value in (("--network", "model", network), ("--objective", "objective", objective)):
+        if value is not None:
+            chosen[name] = one_of(option, value, tuple(members(kind, name)))
+    text = template(kind, chosen)
+    if out is None:
+        print(text, end="")
+        return
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already.\nName a new file, or remove this one.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    console.print(f"wrote {out}: put your run_dir and data.path there, then dpt-hpc config check {out}", soft_wrap=True)
+
+
+@config.command(epilog="Example: `dpt-hpc config show configs/pretrain/cgcnn_1_500_500.yaml --set training.epochs=5`")
+def show(file: Path, overrides: Set = None, as_json: Json = False) -> None:
+    """A config as a run would take it: every default spelled out."""
+    content = _load(file, overrides).model_dump(mode="json")
+    print(json.dumps(content) if as_json else yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
+
+
+@config.command(epilog="Example: `dpt-hpc config check mine.yaml --set data.path=data/mine`")
+def check(file: Path, overrides: Set = None) -> None:
+    """Whether a config is valid, and its data and files are there. Starts nothing."""
+    from dpt_hpc.data.shards import Dataset
+    from dpt_hpc.train.checkpoint import find_checkpoint
+    from dpt_hpc.train.parts import make_split, target_values
+
+    options = _load(file, overrides)
+    dataset = Dataset.open(options.data.path, verify=False)
+    if getattr(options, "pretrained", None) is not None:
+        console.print(f"pre-trained: {find_checkpoint(options.pretrained)}", soft_wrap=True)
+    if hasattr(options.objective, "target"):
+        target_values(dataset, options.objective.target)
+    seed = options.seeds[0] if hasattr(options, "seeds") else options.seed
+    split = make_split(dataset, options.data.split, options.objective, seed)
+    sizes = " / ".join(str(len(part)) for part in (split.train, split.validation, split.test))
+    console.print(f"{file}: valid; {sizes} structures to train, validate, test", soft_wrap=True)
+
+
+@config.command(epilog="Example: `dpt-hpc config schema pretrain > pretrain.schema.json`")
+def schema(task: Task) -> None:
+    """The JSON schema of a config, with which an editor completes and checks it."""
+    from dpt_hpc.train.config_template import schema as schema_of
+
+    print(json.dumps(schema_of(_kind(task)), indent=1, ensure_ascii=False))
+
+
+def _load(file: Path, overrides: list[str] | None) -> Any:
+    from dpt_hpc.train.config_file import kind_of, load_config
+
+    return load_config(file, kind_of(file), overrides or [])  # type: ignore[type-var]
