@@ -25,7 +25,8 @@ from small_runs import Options, of_steps, run, same_weights
 
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.models import CGCNNOptions, build_model
-from dpt_hpc.train.checkpoint import ModelCard, Snapshot, damage, load_model
+from dpt_hpc.train.card import ModelCard
+from dpt_hpc.train.checkpoint import Snapshot, damage, load_model
 from dpt_hpc.train.config import CheckpointOptions
 from dpt_hpc.train.writer import CheckpointWriter, go_back, restore
 

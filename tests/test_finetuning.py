@@ -51,7 +51,7 @@ def test_finetuning_refuses_another_network(finished: tuple[Options, Path], tmp_
     with pytest.raises(ConfigError, match=r"model\.hidden: pre-trained with 16, configured 20"):
         finetune(config, Ranks(), quiet=True)
     missing = finetune_options(options, tmp_path / "fine2", pretrained=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="neither a checkpoint"):
+    with pytest.raises(DataError, match="nowhere: no such file or directory"):
         finetune(missing, Ranks(), quiet=True)
 
 

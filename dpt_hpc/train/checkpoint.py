@@ -1,7 +1,7 @@
 """Checkpoints: one directory, whole or absent, that any number of ranks, ZeRO stage and engine can go on from.
 
 checkpoints/step_00001234/  model.safetensors      weights (the averaged ones where EMA is on)
-                            model.yaml             the network's options, and what it was trained on
+                            model.yaml             the card: the network, its data, its errors (train/card.py)
                             optimizer.safetensors  the optimiser's moments, whole, by the names of the weights
                             state.pt               counters, schedule, best loss, generator, config, EMA and raw weights
                             manifest.json          size and SHA-256 of each of them: written last
@@ -17,19 +17,19 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from dpt_hpc.errors import ConfigError, DataError
-from dpt_hpc.models import EnergyModel, ModelOptions, build_model, model_options
-from dpt_hpc.structure import SYMBOLS
+from dpt_hpc.models import EnergyModel, build_model
+from dpt_hpc.train.card import ModelCard
 
 WEIGHTS = "model.safetensors"
 CARD = "model.yaml"
@@ -39,15 +39,6 @@ MANIFEST = "manifest.json"
 
 FORMAT = 2
 """1 held the optimiser as its engine wrote it, sharded over the ranks of the run."""
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a set of weights is. elements: atomic numbers in its training data. trained_on: free facts."""
-
-    options: ModelOptions
-    elements: tuple[int, ...]
-    trained_on: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,15 +84,12 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> None:
 
 def model_files(card: ModelCard, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
     """model.safetensors and model.yaml."""
-    content = {
-        "model": asdict(card.options),
-        "elements": [SYMBOLS[z] for z in card.elements],
-        "trained_on": card.trained_on,
-    }
-    return {
-        WEIGHTS: safetensors_bytes({k: v.detach().cpu().contiguous() for k, v in weights.items()}),
-        CARD: yaml.safe_dump(content, sort_keys=False).encode(),
-    }
+    return {WEIGHTS: safetensors_bytes(_plain(weights)), CARD: card.text().encode()}
+
+
+def single_file(card: ModelCard, weights: Mapping[str, Tensor]) -> bytes:
+    """A model in one file: safetensors with the card in its header."""
+    return safetensors_bytes(_plain(weights), metadata={CARD: card.text()})
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -153,42 +141,100 @@ def load_optimizer(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint directory from itself, or a run's best (else last) one. Raises DataError if there is none."""
+    """A checkpoint directory from itself, or a run's best (else last) one; or a single exported file.
+
+    Raises DataError if there is none.
+    """
     path = Path(path)
+    if path.is_file() and (_header(path).get(CARD) is not None or path.with_name(CARD).is_file()):
+        return path.resolve()
     candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "last"]
     for candidate in candidates:
         if (candidate / WEIGHTS).is_file() and (candidate / CARD).is_file():
             return candidate.resolve()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or directory.\nGive a run, a checkpoint, or an exported model.")
+    seeds = sorted(p.name for p in path.glob("seed_*") if (p / "checkpoints").is_dir()) if path.is_dir() else []
+    if seeds:
+        raise DataError(
+            f"{path}: a fine-tuning of {len(seeds)} seeds, each with a network of its own.\n"
+            f"Name one of them, for example {path / seeds[0]}."
+        )
+    if path.is_file():
+        raise DataError(
+            f"{path}: no exported model: it has no model card, neither in it nor beside it ({CARD}).\n"
+            "Make one with `dpt-hpc export RUN -o FILE.safetensors`."
+        )
     raise DataError(
         f"{path}: neither a checkpoint ({WEIGHTS} and {CARD}) nor a run with checkpoints/best in it.\n"
         "Give the directory of a run, or of one of its checkpoints."
     )
 
 
-def load_card(path: str | Path) -> ModelCard:
-    """The card of a checkpoint or run."""
+def weights_file(path: str | Path) -> Path:
+    """The file that holds the weights of a checkpoint, run or exported model."""
     checkpoint = find_checkpoint(path)
-    content = yaml.safe_load((checkpoint / CARD).read_text())
+    return checkpoint if checkpoint.is_file() else checkpoint / WEIGHTS
+
+
+def load_card(path: str | Path) -> ModelCard:
+    """The card of a checkpoint, run or exported model. Raises DataError if it is none of this version."""
+    checkpoint = find_checkpoint(path)
+    text = _header(checkpoint).get(CARD) if checkpoint.is_file() else None
+    if text is not None:
+        return ModelCard.parse(text, checkpoint)
+    place = (checkpoint.parent if checkpoint.is_file() else checkpoint) / CARD
     try:
-        options = model_options(content["model"])
-        elements = tuple(SYMBOLS.index(symbol) for symbol in content["elements"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise DataError(f"{checkpoint / CARD}: not a model card of this version of dpt_hpc: {error}") from None
-    return ModelCard(options, elements, content.get("trained_on", {}))
+        return ModelCard.parse(place.read_text(encoding="utf-8"), place)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not a model card of this version of dpt_hpc: {error}") from None
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The exported weights of a checkpoint or run."""
-    weights: dict[str, Tensor] = load_file(find_checkpoint(path) / WEIGHTS)
+    """The exported weights of a checkpoint, run or exported model. Raises DataError for a damaged file."""
+    file = weights_file(path)
+    try:
+        weights: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise _damaged(file, error) from None
     return weights
 
 
-def load_model(path: str | Path) -> EnergyModel:
-    """The trained network of a checkpoint or run, in eval mode, on the CPU."""
+def load_model(path: str | Path, dtype: torch.dtype | None = None) -> EnergyModel:
+    """The trained network of a checkpoint, run or exported model, in eval mode, on the CPU.
+
+    dtype: to compute in; None for that of the weights. Raises DataError if weights and card are not of one network.
+    """
     weights = load_weights(path)
-    model = build_model(load_card(path).options).to(weights["scale"].dtype)
-    model.load_state_dict(weights)
+    try:
+        model = build_model(load_card(path).options).to(dtype or weights["scale"].dtype)
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{weights_file(path)}: not the weights of the network that its card describes: {first} ...\n"
+            "Export the model again, or get it again from where it came."
+        ) from None
     return model.eval()
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+
+
+def _header(file: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except SafetensorError as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: SafetensorError) -> DataError:
+    return DataError(
+        f"{file}: not a whole safetensors file: {error}.\nExport the model again, or get it again from where it came."
+    )
 
 
 def fsync(path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,8 @@ from dpt_hpc.stopwatch import part
 from dpt_hpc.structure import Batch
 from dpt_hpc.train import signals
 from dpt_hpc.train.budget import EdgeBudget
-from dpt_hpc.train.checkpoint import ModelCard, Snapshot
+from dpt_hpc.train.card import ModelCard
+from dpt_hpc.train.checkpoint import Snapshot
 from dpt_hpc.train.config import RunConfig
 from dpt_hpc.train.costs import EpochCosts
 from dpt_hpc.train.data import Data
@@ -154,7 +155,7 @@ class Trainer:
             monitor.epoch(self.epoch, epochs, self.step, record)
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
             self.epoch_sums, self.epoch_seconds, self.costs = Counter(), 0.0, EpochCosts()
-            self.save(monitor, best=improved)
+            self.save(monitor, best=improved, validation=validation)
 
     def train_epoch(self, monitor: Monitor) -> dict[str, float]:
         """The rest of the current epoch; its mean losses, also of the part before an interruption."""
@@ -296,8 +297,11 @@ class Trainer:
         """What is exported."""
         return dict(self.evaluated().model.state_dict())
 
-    def save(self, monitor: Monitor, *, best: bool) -> None:
-        """Take a snapshot of this moment, and begin to publish it; every rank calls it."""
+    def save(self, monitor: Monitor, *, best: bool, validation: Mapping[str, float] | None = None) -> None:
+        """Take a snapshot of this moment, and begin to publish it; every rank calls it.
+
+        validation: the errors of just these weights, for the card.
+        """
         monitor.flush()
         optimizer = self.engine.optimizer_state()
         self._saved_at = (self.epoch, self.step_in_epoch)
@@ -326,8 +330,18 @@ class Trainer:
         if self.average is not None:
             state["average"] = self.average.state_dict()
             state["weights"] = self.objective.model.state_dict()
+        done = self.epoch - 1 if self.step_in_epoch == 0 else self.epoch
+        training: dict[str, Any] = {
+            "epoch": done,
+            "epochs": self.config.training.epochs,
+            "step": self.step,
+            "seconds": self.elapsed,
+        }
+        if validation is not None:
+            training["validation"] = dict(validation)
+        card = replace(self.card, training=training)
         with part("checkpoint"):
-            self.writer.submit(name, Snapshot.of(self.card, self.weights(), optimizer, state), best=best)
+            self.writer.submit(name, Snapshot.of(card, self.weights(), optimizer, state), best=best)
 
     def _tell_unsaved(self, monitor: Monitor) -> None:
         """The latest checkpoint could not be written: warn or stop, as configured; every rank calls it."""

@@ -16,7 +16,8 @@ from dpt_hpc.data.split import Split
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.models import Scaling, set_precision
 from dpt_hpc.structure import SYMBOLS
-from dpt_hpc.train.checkpoint import ModelCard, load_state, load_weights
+from dpt_hpc.train.card import ModelCard, describe_training
+from dpt_hpc.train.checkpoint import load_card, load_state, load_weights
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
 from dpt_hpc.train.counting import Counts, count_edges, needs_counts
 from dpt_hpc.train.data import PIECE, Data, store_for
@@ -102,8 +103,11 @@ class Run:
             model.load_state_dict(self.ranks.broadcast(model.state_dict() if first else None))
         if self.resume:
             check_same_sources(self.run_dir, sources)
-        trained_on = {**sources, "objective": config.objective.model_dump(mode="json")}
-        card = ModelCard(config.model, training_elements(data, self.ranks), trained_on)
+        trained_on = describe_training(dataset, split, self.seed, config, sources)
+        if before := sources.get("pretrained"):
+            trained_on["pretrained"] = {**before, "trained_on": load_card(before["checkpoint"]).trained_on}
+        settings = config.model_dump(mode="json")
+        card = ModelCard(config.model, training_elements(data, self.ranks), trained_on, config=settings)
 
         engine = build_engine(
             build_objective(model, config.objective, self.seed),
