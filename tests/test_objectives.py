@@ -13,11 +13,15 @@ import torch
 from small_runs import Options, run
 
 from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.split import Split
+from dpt_hpc.data.store import DiskStore
 from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model
+from dpt_hpc.quickstart import PACKAGE
 from dpt_hpc.train.checkpoint import load_card, load_model
 from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions
+from dpt_hpc.train.data import Data
 from dpt_hpc.train.objective import build_objective
-from dpt_hpc.train.references import element_references
+from dpt_hpc.train.references import Triangle, fit_scaling
 
 SMALL = CGCNNOptions(cutoff=4.0, hidden=8, layers=1, gaussians=8, readout_hidden=8)
 
@@ -113,15 +117,55 @@ def test_sums_of_parts_are_the_metrics_of_the_whole(small_dataset: Path) -> None
     assert metrics([np.arange(1), np.arange(1, 30)]) == pytest.approx(whole, rel=1e-5)
 
 
+def references_of(composition: np.ndarray, energy: np.ndarray, at_once: int) -> np.ndarray:
+    rows = np.column_stack([composition, energy])
+    triangle = Triangle(rows.shape[1])
+    for start in range(0, len(rows), at_once):
+        triangle.add(rows[start : start + at_once])
+    assert triangle.values.shape == (120, 120)  # whatever the number of rows
+    return triangle.solve()
+
+
 def test_element_references_are_the_least_squares_solution() -> None:
     generator = np.random.default_rng(0)
     composition = np.zeros((40, 119))
     composition[:, [3, 8, 22]] = generator.integers(0, 5, size=(40, 3))
     true = np.zeros(119)
     true[[3, 8, 22]] = [-1.9, -4.9, -7.8]
-    found = element_references(composition, composition @ true)
+    found = references_of(composition, composition @ true, 7)
     np.testing.assert_allclose(found, true, atol=1e-10)
     # Elements that only occur together: the least-norm solution, which still reproduces the energies.
     together = np.zeros((5, 119))
     together[:, [11, 17]] = np.arange(1, 6)[:, None]
-    np.testing.assert_allclose(element_references(together, together.sum(1) * -3.0)[[11, 17]], -3.0, atol=1e-10)
+    np.testing.assert_allclose(references_of(together, together.sum(1) * -3.0, 2)[[11, 17]], -3.0, atol=1e-10)
+
+
+def test_references_and_spread_block_by_block_are_those_of_the_whole_matrix() -> None:
+    """On the real structures of the samples, 577 of metals and semiconductors, some elements never with others."""
+    dataset = Dataset.open(PACKAGE / "sample" / "mlearn")
+    batch = dataset.read(range(len(dataset)), dtype=torch.float64)
+    composition = np.zeros((len(dataset), 119))
+    np.add.at(composition, (batch.batch.numpy(), batch.atomic_numbers.numpy()), 1)
+    energy = batch.energy.numpy()
+    dense = np.linalg.lstsq(composition, energy, rcond=None)[0]
+    everything = Split(*[np.arange(len(dataset))] * 3)
+    data = Data(DiskStore(dataset, dataset.layout(torch.float64, None)), everything, torch.device("cpu"))
+    scaling = build_model(SMALL).double()
+    fit_scaling(scaling, DerivativesOptions(element_references=True, normalise=True), data)
+    np.testing.assert_allclose(scaling.element_references.numpy(), dense, rtol=1e-10, atol=1e-10)
+    spread = np.std((energy - composition @ dense) / composition.sum(1))
+    assert float(scaling.scale) == pytest.approx(float(spread), rel=1e-10)
+    fit_scaling(scaling, DerivativesOptions(normalise=True), data)
+    assert float(scaling.scale) == pytest.approx(float(np.std(energy / composition.sum(1))), rel=1e-10)
+
+
+def test_a_spread_is_safe_far_from_zero_and_zero_where_all_is_the_same() -> None:
+    deviations = np.random.default_rng(0).normal(size=1000)
+    values = np.column_stack([np.ones(1000), 1e6 + 1e-3 * deviations])
+    triangle = Triangle(2)
+    for block in np.array_split(values, 9):
+        triangle.add(block)
+    assert triangle.spread(np.array([0.0, 1.0])) == pytest.approx(1e-3 * deviations.std(), rel=1e-6)
+    same = Triangle(2)
+    same.add(np.column_stack([np.ones(100), np.full(100, 0.1)]))
+    assert same.spread(np.array([0.0, 1.0])) == 0

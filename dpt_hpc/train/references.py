@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpt_hpc.data.group import agree
@@ -16,34 +18,73 @@ from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions, PropertyO
 from dpt_hpc.train.data import Data
 from dpt_hpc.train.ranks import Ranks
 
+Rows = NDArray[np.float64]
+
 BLOCK = 512
 """Structures read at a time."""
+EPSILON = float(np.finfo(np.float64).eps)
+
+
+class Triangle:
+    """The R of a QR decomposition of rows that come block by block (S,K): it is all of them that least squares needs.
+
+    Each block is put below the R of those before it and reduced with it by Householder reflections (Golub and Van Loan,
+    Matrix Computations, on updating QR): memory for one block, whatever S, and errors as small as those of all rows at
+    once; sums of A^T A would square them.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.rows = 0
+        self.values: Rows = np.zeros((columns, columns))
+
+    def add(self, rows: Rows) -> None:
+        """Rows (B,K) more."""
+        self.rows += len(rows)
+        reduced: Any = np.linalg.qr(np.concatenate([self.values, rows]), mode="r")
+        self.values = reduced
+
+    def solve(self) -> Rows:
+        """(K-1,) x of least norm among those that minimise |rows[:, :-1] @ x - rows[:, -1]|."""
+        # What is below is noise of rounding in the rows themselves, as numpy takes it for the whole matrix.
+        smallest = EPSILON * max(self.rows, len(self.values) - 1)
+        solution: Any = np.linalg.lstsq(self.values[:, :-1], self.values[:, -1], rcond=smallest)[0]
+        return np.asarray(solution)
+
+    def spread(self, combination: Rows) -> float:
+        """Standard deviation over the rows of rows @ combination (K,); the first column must be of ones.
+
+        All but the first row of R are orthogonal to the ones, so the mean is out before anything is squared. What is no
+        more than the rounding of its terms is 0.
+        """
+        found = float(np.linalg.norm((self.values @ combination)[1:]))
+        noise = (
+            EPSILON
+            * max(self.rows, len(combination))
+            * float(np.linalg.norm(np.abs(self.values) @ np.abs(combination)))
+        )
+        return found / math.sqrt(self.rows) if found > noise else 0.0
 
 
 def fit_scaling(scaling: Scaling, options: DerivativesOptions | DenoisingOptions | PropertyOptions, data: Data) -> None:
-    """Set `scaling` as the objective's options ask; the identity where they ask for nothing."""
-    if isinstance(options, DerivativesOptions) and (options.element_references or options.normalise):
-        composition, energy = _compositions(data)
-        references = element_references(composition, energy) if options.element_references else None
-        residual = energy - composition @ references if references is not None else energy
-        spread = float(np.std(residual / composition.sum(1))) if options.normalise else 1.0
-        _check_spread(spread, "energy per atom")
-        scaling.set(scale=spread, element_references=None if references is None else torch.from_numpy(references))
-    elif isinstance(options, PropertyOptions) and options.normalise:
-        target = torch.cat([b.target[b.target_mask] for b in _blocks(data)]).double()
-        spread = float(target.std(correction=0))
-        _check_spread(spread, options.target)
-        scaling.set(scale=spread, shift=float(target.mean()))
+    """Set `scaling` as the objective's options ask; the identity where they ask for nothing.
 
-
-def element_references(composition: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """Energies per atom by atomic number (119,), the least-squares solution of composition @ x = energy.
-
-    composition (S,119): atoms of each element. Where the equations leave x open (elements that only occur together),
-    the solution of least norm is taken; elements that never occur get 0.
+    Reads the training part once, a block at a time. Raises DataError if no structure has the label, or all of them the
+    same value where it is to be divided by its spread.
     """
-    solution: np.ndarray = np.linalg.lstsq(composition, energy, rcond=None)[0]
-    return solution
+    if isinstance(options, DerivativesOptions) and (options.element_references or options.normalise):
+        energies, per_atom = _compositions(data)
+        references = energies.solve() if options.element_references else np.zeros(MAX_ATOMIC_NUMBER + 1)
+        spread = per_atom.spread(np.concatenate([[0.0], -references, [1.0]])) if options.normalise else 1.0
+        _check_spread(spread, "energy per atom")
+        scaling.set(scale=spread, element_references=torch.from_numpy(references))
+    elif isinstance(options, PropertyOptions) and options.normalise:
+        targets = Triangle(2)
+        for block in data.batches(data.split.train, BLOCK):
+            value = _float64(block.target[block.target_mask])
+            targets.add(np.stack([np.ones_like(value), value], axis=1))
+        spread = targets.spread(np.array([0.0, 1.0]))
+        _check_spread(spread, options.target)
+        scaling.set(scale=spread, shift=float(targets.solve()[0]))
 
 
 def training_elements(data: Data, ranks: Ranks) -> tuple[int, ...]:
@@ -58,23 +99,32 @@ def training_elements(data: Data, ranks: Ranks) -> tuple[int, ...]:
     return tuple(sorted(set().union(*ranks.all_gather(agree(ranks, look)))))
 
 
-def _blocks(data: Data) -> Iterator[Batch]:
-    return data.batches(data.split.train, BLOCK)
-
-
-def _compositions(data: Data) -> tuple[np.ndarray, np.ndarray]:
-    rows, energies = [], []
-    for block in _blocks(data):
-        flat = block.batch * (MAX_ATOMIC_NUMBER + 1) + block.atomic_numbers
-        count: Tensor = torch.bincount(flat, minlength=block.num_structures * (MAX_ATOMIC_NUMBER + 1))
-        rows.append(count.reshape(block.num_structures, -1)[block.energy_mask].cpu().double().numpy())
-        energies.append(block.energy[block.energy_mask].cpu().double().numpy())
-    if not sum(map(len, energies)):
+def _compositions(data: Data) -> tuple[Triangle, Triangle]:
+    """Of the training structures that have an energy: [atoms of each element (119), energy], whose solution are the
+    references; and [1, fraction of each element (119), energy per atom]."""
+    energies, per_atom = Triangle(MAX_ATOMIC_NUMBER + 2), Triangle(MAX_ATOMIC_NUMBER + 3)
+    for block in data.batches(data.split.train, BLOCK):
+        composition = _composition(block)[block.energy_mask.cpu().numpy()]
+        rows = np.concatenate([composition, _float64(block.energy[block.energy_mask])[:, None]], axis=1)
+        energies.add(rows)
+        per_atom.add(np.concatenate([np.ones((len(rows), 1)), rows / composition.sum(1, keepdims=True)], axis=1))
+    if not energies.rows:
         raise DataError(
             "objective: element_references and normalise need energies, but no training structure has one.\n"
             "Set both to false."
         )
-    return np.concatenate(rows), np.concatenate(energies)
+    return energies, per_atom
+
+
+def _composition(block: Batch) -> Rows:
+    """(B,119) atoms of each element."""
+    elements = MAX_ATOMIC_NUMBER + 1
+    flat = block.batch * elements + block.atomic_numbers
+    return _float64(torch.bincount(flat, minlength=block.num_structures * elements)).reshape(-1, elements)
+
+
+def _float64(values: Tensor) -> Rows:
+    return values.cpu().double().numpy()
 
 
 def _check_spread(spread: float, label: str) -> None:
