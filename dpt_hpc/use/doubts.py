@@ -1,0 +1,72 @@
+"""What makes a prediction doubtful, though there is one: said with the structure, once for each reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dpt_hpc.models import edge_vectors
+from dpt_hpc.ops import RadiusGraph, radius_graph
+from dpt_hpc.structure import SYMBOLS, Batch, Structure
+
+TOO_CLOSE = 0.5
+"""Å. The shortest bond there is, that of H2, is 0.74 Å long."""
+
+
+def doubts(
+    structures: Sequence[Structure], graph: RadiusGraph, batch: Batch, cutoff: float, elements: Sequence[int]
+) -> list[tuple[str, ...]]:
+    """For each structure of a batch what its user should know of the numbers that follow.
+
+    graph: that of the network, with `cutoff` (Å). elements: atomic numbers that the network was trained on.
+    """
+    found: list[list[str]] = [[] for _ in structures]
+    known = set(elements)
+    for place, structure in enumerate(structures):
+        unknown = sorted(set(structure.atomic_numbers.tolist()) - known)
+        if unknown:
+            names = ", ".join(SYMBOLS[z] for z in unknown)
+            found[place].append(f"contains {names}, which the network was not trained on: its answer is that of chance")
+        if not bool(structure.pbc.any()):
+            found[place].append("is not periodic: it has no stress, and a network that learnt crystals does not know it")
+    _tell_close(found, structures, batch)
+    _tell_lonely(found, structures, graph, batch, cutoff)
+    return [tuple(texts) for texts in found]
+
+
+def _tell_close(found: list[list[str]], structures: Sequence[Structure], batch: Batch) -> None:
+    near = radius_graph(batch.positions, batch.cell, batch.pbc, batch.atom_ptr, cutoff=TOO_CLOSE)
+    if not near.num_edges:
+        return
+    lengths = torch.linalg.vector_norm(edge_vectors(batch.positions, batch.cell, near, batch.batch), dim=1)
+    sources, targets = near.edge_index.tolist()
+    first, owner = batch.atom_ptr.tolist(), batch.batch.tolist()
+    closest: dict[int, tuple[float, int, int]] = {}
+    for length, source, target in zip(lengths.tolist(), sources, targets, strict=True):
+        place = owner[target]
+        pair = (length, min(source, target) - first[place], max(source, target) - first[place])
+        closest[place] = min(closest.get(place, pair), pair)
+    for place, (length, a, b) in closest.items():
+        numbers = structures[place].atomic_numbers
+        kinds = f"{SYMBOLS[int(numbers[a])]} and {SYMBOLS[int(numbers[b])]}"
+        found[place].append(
+            f"atoms {a} and {b} ({kinds}) are {length:.3g} Å apart: a unit other than Å, or atoms on top of each other?"
+        )
+
+
+def _tell_lonely(
+    found: list[list[str]], structures: Sequence[Structure], graph: RadiusGraph, batch: Batch, cutoff: float
+) -> None:
+    lonely = (graph.target_ptr.diff() == 0).nonzero().flatten().tolist()
+    first, owner = batch.atom_ptr.tolist(), batch.batch.tolist()
+    told: dict[int, list[int]] = {}
+    for atom in lonely:
+        told.setdefault(owner[atom], []).append(atom - first[owner[atom]])
+    for place, atoms in told.items():
+        names = [f"{a} ({SYMBOLS[int(structures[place].atomic_numbers[a])]})" for a in atoms[:3]]
+        more = f" and {len(atoms) - 3} more" if len(atoms) > 3 else ""
+        found[place].append(
+            f"no atom within {cutoff:g} Å of atom{'s' if len(atoms) > 1 else ''} {', '.join(names)}{more}: "
+            "without a neighbour there is no force on it"
+        )

@@ -1,0 +1,310 @@
+"""A trained network in use: `load` it, then `Model.predict` and `Model.embed`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
+from dpt_hpc.models import Scaling, edge_vectors, predict, predict_noise
+from dpt_hpc.models.derivatives import build_graph
+from dpt_hpc.ops import RadiusGraph
+from dpt_hpc.structure import SYMBOLS, Batch, Structure
+from dpt_hpc.train.card import ModelCard
+from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
+from dpt_hpc.use.doubts import doubts
+from dpt_hpc.use.files import read_structures
+from dpt_hpc.use.predicted import Embedding, Predicted
+from dpt_hpc.use.shares import atomic_energies, check_shares
+from dpt_hpc.use.structures import as_structure, edges_to_expect, has_stress, spanning
+
+Result = TypeVar("Result")
+Pair = tuple[Structure, Result]
+
+EDGE_BUDGET = 400_000
+"""Of a batch: about 1 GB with the paper's CGCNN, forces included."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    allow_unknown_elements: bool = False,
+    edge_budget: int = EDGE_BUDGET,
+) -> Model:
+    """The network of a run (its best weights), of a checkpoint, or of an exported directory or file.
+
+    device: auto (a GPU if there is one that the kernels are built for), cpu, cuda, cuda:1. dtype: float32 or float64 to
+    compute in; None for that of the weights. allow_unknown_elements: predict, with a warning, for elements that the
+    network was not trained on. edge_budget: directed edges of a batch; a structure with more goes alone.
+
+    No file is unpickled. Raises DataError if there is no model at `path` or it is damaged, ConfigError for another
+    dtype, EnvironmentFault for a device that is not there.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"load: dtype is {dtype!r}, expected {' or '.join(DTYPES)}.")
+    if edge_budget < 1:
+        raise ConfigError(f"load: edge_budget is {edge_budget}, expected 1 or more.")
+    chosen = _device(device)
+    network = load_model(path, None if dtype is None else DTYPES[dtype])
+    assert isinstance(network, Scaling)
+    model = Model(network.to(chosen), load_card(path), find_checkpoint(path))
+    model.allow_unknown_elements, model.edge_budget = allow_unknown_elements, edge_budget
+    return model
+
+
+class Model:
+    """A trained network: what `load` returns.
+
+    network: the torch module · card: what it learnt, from what, how well · path: where it was loaded from.
+    """
+
+    def __init__(self, network: Scaling, card: ModelCard, path: Path) -> None:
+        self.network = network.eval()
+        self.card = card
+        self.path = path
+        self.allow_unknown_elements = False
+        self.edge_budget = EDGE_BUDGET
+        kind = card.objective.get("kind", "derivatives")
+        self.gives = kind if kind == "property" else "noise" if kind.endswith("denoising") else "energy"
+        """What it predicts: energy (and its derivatives), noise, or property."""
+
+    def __repr__(self) -> str:
+        options = self.card.options
+        given = ", ".join(self.units)
+        return f"<dpt_hpc.Model {options.name} {self.path}: {given}; {len(self.card.elements)} elements>"
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.scale.dtype
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Name, unit and sign of every number that it gives."""
+        return self.card.units
+
+    @property
+    def cutoff(self) -> float:
+        """Å"""
+        return self.network.cutoff
+
+    def predict(
+        self, what: Any, *, forces: bool = True, stress: bool = True, energies: bool = False
+    ) -> Predicted | list[Predicted]:
+        """Energies, forces, stress and energies per atom, or whatever else the network learnt.
+
+        what: Atoms of ASE, a Structure of pymatgen or dpt_hpc: one `Predicted`. A list of them, or the path of a file,
+        directory or dataset: a list (`stream` holds no list). forces, stress: leave them out, for a third of the time.
+        energies: of the atoms, too.
+
+        Doubtful input (atoms nearly on top of each other, atoms without neighbours, elements that are allowed but
+        unknown) is warned of. Raises DataError for input that cannot be answered: no structure, elements that the
+        network was not trained on, two atoms in one place, energies of atoms of a network that has none.
+        """
+        if not isinstance(what, (str, Path)) and (isinstance(what, Structure) or not _is_list(what)):
+            (found,) = self.stream([as_structure(what)], forces=forces, stress=stress, energies=energies)
+            return _warned(found[1])
+        pairs = self.stream(_structures(what), forces=forces, stress=stress, energies=energies)
+        return [_warned(predicted) for _, predicted in pairs]
+
+    def stream(
+        self, structures: Iterable[Structure], *, forces: bool = True, stress: bool = True, energies: bool = False
+    ) -> Iterator[Pair[Predicted]]:
+        """Each structure with what is predicted for it, in order; holds one batch at a time. Raises as `predict`."""
+        self.check_request(energies=energies)
+        return self._batched(structures, lambda part, graph, batch: self._predict(part, graph, batch, forces, stress, energies))
+
+    def embed(self, what: Any) -> Embedding | list[Embedding]:
+        """The features of the atoms before the read-out, for `what` as in `predict`."""
+        if not isinstance(what, (str, Path)) and (isinstance(what, Structure) or not _is_list(what)):
+            (found,) = self.stream_embeddings([as_structure(what)])
+            return found[1]
+        return [embedding for _, embedding in self.stream_embeddings(_structures(what))]
+
+    def stream_embeddings(self, structures: Iterable[Structure]) -> Iterator[Pair[Embedding]]:
+        """Each structure with its embedding, in order; holds one batch at a time."""
+        return self._batched(structures, self._embed)
+
+    def check_request(self, *, energies: bool) -> None:
+        """Raise DataError if energies of atoms are asked of a network that has none."""
+        if energies and self.gives != "energy":
+            raise DataError(f"energies per atom: {self.path} gives {', '.join(self.units)}, no energy.")
+        if energies:
+            check_shares(self.card.options.pooling)
+
+    def _batched(
+        self, structures: Iterable[Structure], compute: Callable[[list[Structure], RadiusGraph, Batch], list[Result]]
+    ) -> Iterator[Pair[Result]]:
+        """Fill batches to the edge budget, in order, and compute each."""
+        part: list[Structure] = []
+        held = 0
+        for structure in structures:
+            self._check_elements(structure)
+            edges = edges_to_expect(structure, self.cutoff, self.network.max_neighbors)
+            if part and held + edges > self.edge_budget:
+                yield from self._computed(part, compute)
+                part, held = [], 0
+            part.append(structure)
+            held += edges
+        if part:
+            yield from self._computed(part, compute)
+
+    def _computed(
+        self, part: list[Structure], compute: Callable[[list[Structure], RadiusGraph, Batch], list[Result]]
+    ) -> Iterator[Pair[Result]]:
+        """One batch, or its halves where it holds twice as many edges as expected, or more than the GPU's memory."""
+        found: list[Result] | None = None
+        try:
+            with torch.no_grad():
+                filled = [_filled(structure) for structure in part]
+                batch = Batch.from_structures(filled, self.dtype).to(self.device)
+                graph = build_graph(self.network, batch)
+                if len(part) == 1 or graph.num_edges <= 2 * self.edge_budget:
+                    found = compute(part, graph, batch)
+        except DataError as error:
+            if error.structure is None:
+                raise
+            raise DataError(f"{part[error.structure].structure_id or 'structure'}: {error}", error.structure) from None
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise EnvironmentFault(
+                    f"{part[0].structure_id or 'structure'}: its {part[0].num_atoms} atoms do not fit into the memory "
+                    f"of {self.device}.\nUse device cpu, or leave out what is not needed (forces, stress)."
+                ) from None
+        if found is not None:
+            yield from zip(part, found, strict=True)
+            return
+        del batch, graph
+        middle = len(part) // 2
+        yield from self._computed(part[:middle], compute)
+        yield from self._computed(part[middle:], compute)
+
+    def _predict(
+        self, part: list[Structure], graph: RadiusGraph, batch: Batch, forces: bool, stress: bool, energies: bool
+    ) -> list[Predicted]:
+        model, card = self.network, self.card
+        doubtful = doubts(part, graph, batch, self.cutoff, card.elements)
+        learnt = card.objective
+        derived: dict[str, torch.Tensor | None] = {"forces": None, "stress": None, "energies": None, "noise": None}
+        if learnt.get("kind") == "head_denoising":
+            derived["noise"] = learnt["noise_scale"] * predict_noise(model, batch)
+            energy = derived["noise"].new_zeros(len(part))
+        else:
+            by_derivative = self.gives == "noise"
+            wanted = self.gives == "energy"
+            p = predict(model, batch, forces=(wanted and forces) or by_derivative, stress=wanted and stress, graph=graph)
+            energy = p.energy
+            if by_derivative and p.forces is not None:
+                derived["noise"] = p.forces if learnt.get("sign") == "paper" else -p.forces
+            else:
+                derived |= {"forces": p.forces, "stress": p.stress}
+        if energies:
+            vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
+            features = model.features_for_energy(batch.atomic_numbers, vectors, graph)
+            derived["energies"] = atomic_energies(model, features, batch.atomic_numbers, batch.atom_ptr)
+        values = energy.double().tolist()
+        arrays = {name: None if v is None else v.detach().cpu().numpy() for name, v in derived.items()}
+        ptr = batch.atom_ptr.tolist()
+        found = []
+        for k, structure in enumerate(part):
+            own: dict[str, Any] = {}
+            for name, array in arrays.items():
+                if array is not None and name != "stress":
+                    own[name] = array[ptr[k] : ptr[k + 1]]
+            if arrays["stress"] is not None and has_stress(structure):
+                own["stress"] = arrays["stress"][k]
+            if self.gives == "energy":
+                own["energy"] = values[k]
+            elif self.gives == "property":
+                own["properties"] = {learnt["target"]: values[k]}
+            found.append(Predicted(structure.structure_id, structure.num_atoms, **own, warnings=doubtful[k]))
+        self._check_finite(part, found)
+        return found
+
+    def _embed(self, part: list[Structure], graph: RadiusGraph, batch: Batch) -> list[Embedding]:
+        vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
+        scalars = self.network.features_for_energy(batch.atomic_numbers, vectors, graph).scalars
+        rows = scalars.detach().cpu().numpy()
+        ptr = batch.atom_ptr.tolist()
+        return [Embedding(s.structure_id, rows[ptr[k] : ptr[k + 1]]) for k, s in enumerate(part)]
+
+    def _check_elements(self, structure: Structure) -> None:
+        name = structure.structure_id or "structure"
+        present = sorted(set(structure.atomic_numbers.tolist()))
+        most = self.card.options.num_elements
+        if beyond := [SYMBOLS[z] for z in present if z > most]:
+            raise DataError(
+                f"{name}: contains {', '.join(beyond)}, beyond the {most} elements that this network can tell apart.\n"
+                "Leave it out, or train a network with a larger model.num_elements."
+            )
+        unknown = [SYMBOLS[z] for z in present if z not in self.card.elements]
+        if unknown and not self.allow_unknown_elements:
+            raise DataError(
+                f"{name}: contains {', '.join(unknown)}, unknown to {self.path}.\n"
+                "Its predictions for them would be those of random weights.\n"
+                "To see them anyway: --allow-unknown-elements, or allow_unknown_elements=True."
+            )
+
+    def _check_finite(self, part: Sequence[Structure], found: Sequence[Predicted]) -> None:
+        for structure, predicted in zip(part, found, strict=True):
+            numbers = [predicted.energy, predicted.forces, predicted.stress, predicted.noise]
+            numbers += list(predicted.properties.values())
+            if any(v is not None and not torch.as_tensor(v).isfinite().all() for v in numbers):
+                raise DataError(
+                    f"{structure.structure_id or 'structure'}: the network's answer is not a finite number.\n"
+                    "Such a structure is far from all that it has seen: look at its distances and its volume."
+                )
+
+
+def _device(name: str) -> torch.device:
+    from dpt_hpc import _C  # noqa: PLC0415
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() and _C.has_cuda else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda, or cuda:0, cuda:1, ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFault(f"device is {name}, but torch finds no GPU here.\nUse device cpu, or auto.")
+    return device
+
+
+def _is_list(what: Any) -> bool:
+    """Whether `what` is several structures: pymatgen's and ASE's are themselves sequences, of their atoms."""
+    one = hasattr(what, "positions") or hasattr(what, "cart_coords")
+    return not one and isinstance(what, Iterable) and not isinstance(what, (bytes, dict))
+
+
+def _structures(what: Any) -> Iterator[Structure]:
+    if isinstance(what, (str, Path)):
+        yield from read_structures([what])
+        return
+    for place, item in enumerate(what):
+        if isinstance(item, (str, Path)):
+            yield from read_structures([item])
+        else:
+            yield as_structure(item, f"structure {place}")
+
+
+def _filled(structure: Structure) -> Structure:
+    from dataclasses import replace
+
+    cell = spanning(structure)
+    return structure if cell is structure.cell else replace(structure, cell=cell)
+
+
+def _warned(predicted: Predicted) -> Predicted:
+    for text in predicted.warnings:
+        warnings.warn(f"{predicted.structure_id or 'structure'}: {text}", stacklevel=3)
+    return predicted
