@@ -36,17 +36,20 @@ def build_graph(model: EnergyModel, batch: Batch) -> RadiusGraph:
     )
 
 
-def predict(model: EnergyModel, batch: Batch, *, forces: bool = True, stress: bool = True) -> Prediction:
+def predict(
+    model: EnergyModel, batch: Batch, *, forces: bool = True, stress: bool = True, graph: RadiusGraph | None = None
+) -> Prediction:
     """Energy, and its derivatives on request (method.md, "Derivatives").
 
     A symmetric strain of value zero acts on positions and cell, so that one call of autograd gives both
     forces = -dE/dpositions and stress = (1/V) dE/dstrain. In training mode the result can be differentiated once more
-    with respect to the weights; in eval mode it is detached.
+    with respect to the weights; in eval mode it is detached. graph: `build_graph` of the batch, if it is there already.
 
     Raises DataError if stress is asked for a structure without a volume.
     """
-    with part("graph"):
-        graph = build_graph(model, batch)
+    if graph is None:
+        with part("graph"):
+            graph = build_graph(model, batch)
     if not (forces or stress):
         vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
         return Prediction(model(batch.atomic_numbers, vectors, graph, batch.atom_ptr))

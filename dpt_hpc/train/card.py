@@ -58,8 +58,7 @@ class ModelCard:
             target = str(objective["target"])
             return {target: str(self.trained_on.get("unit") or "unit unknown")}
         if kind is not None and kind.endswith("denoising"):
-            sign = "-" if objective.get("sign") == "physical" else "+"
-            return {"noise": f"Å, the displacement of every atom, as {sign}noise"}
+            return {"noise": "Å, how far each atom is from its place at equilibrium"}
         return {
             "energy": UNITS["energy"],
             "forces": f"{UNITS['forces']}, -dE/dpositions",

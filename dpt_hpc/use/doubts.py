@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dpt_hpc.models import edge_vectors
+from dpt_hpc.models.derivatives import edge_vectors
 from dpt_hpc.ops import RadiusGraph, radius_graph
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
 
@@ -29,7 +29,9 @@ def doubts(
             names = ", ".join(SYMBOLS[z] for z in unknown)
             found[place].append(f"contains {names}, which the network was not trained on: its answer is that of chance")
         if not bool(structure.pbc.any()):
-            found[place].append("is not periodic: it has no stress, and a network that learnt crystals does not know it")
+            found[place].append(
+                "is not periodic: it has no stress, and a network that learnt crystals does not know it"
+            )
     _tell_close(found, structures, batch)
     _tell_lonely(found, structures, graph, batch, cutoff)
     return [tuple(texts) for texts in found]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
-from dpt_hpc.models import Scaling, edge_vectors, predict, predict_noise
-from dpt_hpc.models.derivatives import build_graph
-from dpt_hpc.ops import RadiusGraph
+from dpt_hpc.models import Scaling, predict
+from dpt_hpc.models.derivatives import build_graph, edge_vectors
+from dpt_hpc.ops import NATIVE_DEVICES, RadiusGraph
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
 from dpt_hpc.train.card import ModelCard
 from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
@@ -24,6 +25,9 @@ from dpt_hpc.use.structures import as_structure, edges_to_expect, has_stress, sp
 
 Result = TypeVar("Result")
 Pair = tuple[Structure, Result]
+Compute = Callable[[list[Structure], RadiusGraph, Batch], list[Result]]
+Many = str | Path | list[Any] | tuple[Any, ...]
+"""A path, or several structures: what is answered by a list."""
 
 EDGE_BUDGET = 400_000
 """Of a batch: about 1 GB with the paper's CGCNN, forces included."""
@@ -98,6 +102,14 @@ class Model:
         """Å"""
         return self.network.cutoff
 
+    @overload
+    def predict(
+        self, what: Many, *, forces: bool = True, stress: bool = True, energies: bool = False
+    ) -> list[Predicted]: ...
+
+    @overload
+    def predict(self, what: Any, *, forces: bool = True, stress: bool = True, energies: bool = False) -> Predicted: ...
+
     def predict(
         self, what: Any, *, forces: bool = True, stress: bool = True, energies: bool = False
     ) -> Predicted | list[Predicted]:
@@ -111,7 +123,7 @@ class Model:
         unknown) is warned of. Raises DataError for input that cannot be answered: no structure, elements that the
         network was not trained on, two atoms in one place, energies of atoms of a network that has none.
         """
-        if not isinstance(what, (str, Path)) and (isinstance(what, Structure) or not _is_list(what)):
+        if _is_one(what):
             (found,) = self.stream([as_structure(what)], forces=forces, stress=stress, energies=energies)
             return _warned(found[1])
         pairs = self.stream(_structures(what), forces=forces, stress=stress, energies=energies)
@@ -122,11 +134,21 @@ class Model:
     ) -> Iterator[Pair[Predicted]]:
         """Each structure with what is predicted for it, in order; holds one batch at a time. Raises as `predict`."""
         self.check_request(energies=energies)
-        return self._batched(structures, lambda part, graph, batch: self._predict(part, graph, batch, forces, stress, energies))
+
+        def compute(part: list[Structure], graph: RadiusGraph, batch: Batch) -> list[Predicted]:
+            return self._predict(part, graph, batch, forces=forces, stress=stress, energies=energies)
+
+        return self._batched(structures, compute)
+
+    @overload
+    def embed(self, what: Many) -> list[Embedding]: ...
+
+    @overload
+    def embed(self, what: Any) -> Embedding: ...
 
     def embed(self, what: Any) -> Embedding | list[Embedding]:
         """The features of the atoms before the read-out, for `what` as in `predict`."""
-        if not isinstance(what, (str, Path)) and (isinstance(what, Structure) or not _is_list(what)):
+        if _is_one(what):
             (found,) = self.stream_embeddings([as_structure(what)])
             return found[1]
         return [embedding for _, embedding in self.stream_embeddings(_structures(what))]
@@ -142,9 +164,7 @@ class Model:
         if energies:
             check_shares(self.card.options.pooling)
 
-    def _batched(
-        self, structures: Iterable[Structure], compute: Callable[[list[Structure], RadiusGraph, Batch], list[Result]]
-    ) -> Iterator[Pair[Result]]:
+    def _batched(self, structures: Iterable[Structure], compute: Compute[Result]) -> Iterator[Pair[Result]]:
         """Fill batches to the edge budget, in order, and compute each."""
         part: list[Structure] = []
         held = 0
@@ -159,11 +179,10 @@ class Model:
         if part:
             yield from self._computed(part, compute)
 
-    def _computed(
-        self, part: list[Structure], compute: Callable[[list[Structure], RadiusGraph, Batch], list[Result]]
-    ) -> Iterator[Pair[Result]]:
+    def _computed(self, part: list[Structure], compute: Compute[Result]) -> Iterator[Pair[Result]]:
         """One batch, or its halves where it holds twice as many edges as expected, or more than the GPU's memory."""
         found: list[Result] | None = None
+        batch = graph = None
         try:
             with torch.no_grad():
                 filled = [_filled(structure) for structure in part]
@@ -174,7 +193,11 @@ class Model:
         except DataError as error:
             if error.structure is None:
                 raise
-            raise DataError(f"{part[error.structure].structure_id or 'structure'}: {error}", error.structure) from None
+            name = part[error.structure].structure_id or "structure"
+            text = (
+                str(error).removeprefix("radius_graph: ").replace(f" of structure {error.structure} of the batch", "")
+            )
+            raise DataError(f"{name}: {text}") from None
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise EnvironmentFault(
@@ -184,44 +207,38 @@ class Model:
         if found is not None:
             yield from zip(part, found, strict=True)
             return
-        del batch, graph
+        batch = graph = None  # their memory, before more is asked for
         middle = len(part) // 2
         yield from self._computed(part[:middle], compute)
         yield from self._computed(part[middle:], compute)
 
     def _predict(
-        self, part: list[Structure], graph: RadiusGraph, batch: Batch, forces: bool, stress: bool, energies: bool
+        self, part: list[Structure], graph: RadiusGraph, batch: Batch, *, forces: bool, stress: bool, energies: bool
     ) -> list[Predicted]:
-        model, card = self.network, self.card
-        doubtful = doubts(part, graph, batch, self.cutoff, card.elements)
-        learnt = card.objective
-        derived: dict[str, torch.Tensor | None] = {"forces": None, "stress": None, "energies": None, "noise": None}
-        if learnt.get("kind") == "head_denoising":
-            derived["noise"] = learnt["noise_scale"] * predict_noise(model, batch)
-            energy = derived["noise"].new_zeros(len(part))
-        else:
-            by_derivative = self.gives == "noise"
-            wanted = self.gives == "energy"
-            p = predict(model, batch, forces=(wanted and forces) or by_derivative, stress=wanted and stress, graph=graph)
-            energy = p.energy
-            if by_derivative and p.forces is not None:
-                derived["noise"] = p.forces if learnt.get("sign") == "paper" else -p.forces
-            else:
-                derived |= {"forces": p.forces, "stress": p.stress}
+        model, learnt = self.network, self.card.objective
+        doubtful = doubts(part, graph, batch, self.cutoff, self.card.elements)
+        derives = self.gives == "energy"
+        p = predict(
+            model,
+            batch,
+            forces=(derives and forces) or self.gives == "noise",
+            stress=derives and stress,
+            graph=graph,
+        )
+        derived: dict[str, torch.Tensor | None] = {"forces": p.forces, "stress": p.stress}
+        if self.gives == "noise" and p.forces is not None:
+            derived = {"noise": p.forces if learnt.get("sign") == "paper" else -p.forces}
         if energies:
             vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
             features = model.features_for_energy(batch.atomic_numbers, vectors, graph)
-            derived["energies"] = atomic_energies(model, features, batch.atomic_numbers, batch.atom_ptr)
-        values = energy.double().tolist()
-        arrays = {name: None if v is None else v.detach().cpu().numpy() for name, v in derived.items()}
+            derived["energies"] = atomic_energies(model, features, p.energy, batch.atomic_numbers, batch.atom_ptr)
+        values = p.energy.double().tolist()
+        arrays = {name: v.detach().cpu().numpy() for name, v in derived.items() if v is not None}
         ptr = batch.atom_ptr.tolist()
         found = []
         for k, structure in enumerate(part):
-            own: dict[str, Any] = {}
-            for name, array in arrays.items():
-                if array is not None and name != "stress":
-                    own[name] = array[ptr[k] : ptr[k + 1]]
-            if arrays["stress"] is not None and has_stress(structure):
+            own: dict[str, Any] = {n: rows[ptr[k] : ptr[k + 1]] for n, rows in arrays.items() if n != "stress"}
+            if "stress" in arrays and has_stress(structure):
                 own["stress"] = arrays["stress"][k]
             if self.gives == "energy":
                 own["energy"] = values[k]
@@ -267,10 +284,8 @@ class Model:
 
 
 def _device(name: str) -> torch.device:
-    from dpt_hpc import _C  # noqa: PLC0415
-
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() and _C.has_cuda else "cpu")
+        return torch.device("cuda" if "cuda" in NATIVE_DEVICES and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -280,10 +295,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _is_list(what: Any) -> bool:
-    """Whether `what` is several structures: pymatgen's and ASE's are themselves sequences, of their atoms."""
-    one = hasattr(what, "positions") or hasattr(what, "cart_coords")
-    return not one and isinstance(what, Iterable) and not isinstance(what, (bytes, dict))
+def _is_one(what: Any) -> bool:
+    """Whether `what` is one structure: pymatgen's and ASE's are themselves sequences, of their atoms."""
+    if isinstance(what, (str, Path)):
+        return False
+    return any(hasattr(what, key) for key in ("positions", "cart_coords")) or not isinstance(what, Iterable)
 
 
 def _structures(what: Any) -> Iterator[Structure]:
@@ -298,8 +314,6 @@ def _structures(what: Any) -> Iterator[Structure]:
 
 
 def _filled(structure: Structure) -> Structure:
-    from dataclasses import replace
-
     cell = spanning(structure)
     return structure if cell is structure.cell else replace(structure, cell=cell)
 

@@ -22,10 +22,12 @@ def check_shares(pooling: str | None) -> None:
         )
 
 
-def atomic_energies(model: Scaling, features: NodeFeatures, atomic_numbers: Tensor, atom_ptr: Tensor) -> Tensor:
-    """(N,) eV: each atom's share of the energy. The shares of a structure add up to its energy.
+def atomic_energies(
+    model: Scaling, features: NodeFeatures, energy: Tensor, atomic_numbers: Tensor, atom_ptr: Tensor
+) -> Tensor:
+    """(N,) eV, float64: each atom's share of the energy. The shares of a structure add up to its energy.
 
-    features: of `model`, for the energy · atomic_numbers (N,) · atom_ptr (B+1,).
+    features: of `model`, for the energy · energy (B,) eV, what they give · atomic_numbers (N,) · atom_ptr (B+1,).
 
     Where the read-out is a sum over atoms, the share is the atom's term. Where it is not (the paper's networks add the
     features of all atoms, and then apply a nonlinear map), the share is that of Aumann and Shapley (1974): the integral
@@ -35,21 +37,17 @@ def atomic_energies(model: Scaling, features: NodeFeatures, atomic_numbers: Tens
     """
     counts = atom_ptr.diff()
     structure = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    scalars = features.scalars.detach()
-    vectors = None if features.vectors is None else features.vectors.detach()
-    shares = scalars.new_zeros(len(scalars))
+    whole = [values.detach() for values in (features.scalars, features.vectors) if values is not None]
+    shares = whole[0].new_zeros(len(atomic_numbers))
     nodes, weights = np.polynomial.legendre.leggauss(KNOTS)
     for place, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         with torch.enable_grad():
-            grown = [(place * values).requires_grad_() for values in (scalars, vectors) if values is not None]
-            energy = model.read_out(NodeFeatures(*grown), atom_ptr)
-            slopes = torch.autograd.grad(energy.sum(), grown, allow_unused=True, materialize_grads=True)
-        for slope, values in zip(slopes, (scalars, vectors), strict=False):
+            grown = [(float(place) * values).requires_grad_() for values in whole]
+            raw = model.read_out(NodeFeatures(*grown), atom_ptr)
+            slopes = torch.autograd.grad(raw.sum(), grown, allow_unused=True, materialize_grads=True)
+        for slope, values in zip(slopes, whole, strict=True):
             shares += float(weight) * (slope * values).flatten(1).sum(1)
-    with torch.no_grad():
-        whole = model.read_out(NodeFeatures(scalars, vectors), atom_ptr)
-        left = whole - torch.zeros_like(whole).index_add(0, structure, shares)
-        shares = shares + (left / counts.clamp(min=1)).index_select(0, structure)
-        even = (model.shift / counts.clamp(min=1)).to(shares).index_select(0, structure)
-        references = model.element_references.to(shares).index_select(0, atomic_numbers)
-        return model.scale * shares + even + references
+    shares = (model.scale * shares + model.element_references.to(shares).index_select(0, atomic_numbers)).double()
+    # What is left: the constants, and the error of the quadrature.
+    left = energy.double() - torch.zeros_like(energy, dtype=torch.float64).index_add(0, structure, shares)
+    return shares + (left / counts.clamp(min=1)).index_select(0, structure)

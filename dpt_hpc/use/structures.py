@@ -33,7 +33,7 @@ def as_structure(what: Any, name: str = "structure") -> Structure:
         if not getattr(what, "is_ordered", True):
             raise DataError(
                 f"{name}: is disordered (partial occupancy), but a network reads one element at each place.\n"
-                "Make an ordered structure of it first, for example with pymatgen's OrderDisorderedStructureTransformation."
+                "Order it first, for example with pymatgen's OrderDisorderedStructureTransformation."
             )
         lattice = getattr(what, "lattice", None)
         cell = np.zeros((3, 3)) if lattice is None else lattice.matrix
