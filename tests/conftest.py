@@ -45,6 +45,19 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def partly_labelled(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same crystals, every third without energy, forces and stress."""
+    dataset = Dataset.open(small_dataset)
+    structures = [
+        replace(dataset.get(i), **({"energy": None, "forces": None, "stress": None} if i % 3 == 0 else {}))
+        for i in range(len(dataset))
+    ]
+    out = tmp_path_factory.mktemp("data") / "partly"
+    write_dataset(structures, out, provenance={"source": "sample/mlearn"}, property_units={"volume_per_atom": "A^3"})
+    return out
+
+
+@pytest.fixture(scope="session")
 def finished(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, Path]:
     """The options of a small pre-training run, and its directory. Read it; do not write there."""
     options = small_options(small_dataset)

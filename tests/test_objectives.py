@@ -35,7 +35,7 @@ def test_micro_batches_and_ranks_change_no_gradient(small_dataset: Path) -> None
 
     def gradient(parts: list[np.ndarray]) -> list[torch.Tensor]:
         batches = [dataset.read(p, dtype=torch.float64) for p in parts]
-        counts = {k: sum(objective.counts(b)[k] for b in batches) for k in objective.weights}
+        counts = {k: sum(objective.counts(b)[k] for b in batches) for k in objective.terms}
         model.zero_grad()
         for batch in batches:
             objective(batch, 1, counts)[0].backward()
@@ -103,7 +103,7 @@ def test_denoising_trains(finished: tuple[Options, Path], tmp_path: Path) -> Non
 def test_sums_of_parts_are_the_metrics_of_the_whole(small_dataset: Path) -> None:
     dataset = Dataset.open(small_dataset)
     objective = build_objective(build_model(SMALL), DerivativesOptions(), seed=0).eval()
-    ones = dict.fromkeys(objective.weights, 1.0)
+    ones = dict.fromkeys(objective.terms, 1.0)
 
     def metrics(parts: list[np.ndarray]) -> dict[str, float]:
         total: Counter[str] = Counter()

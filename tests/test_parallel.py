@@ -63,6 +63,13 @@ FORCES_ONLY: Options = {"objective": {"kind": "derivatives", "energy_weight": 0,
 FORCES_ONLY_VARIANTS = {
     f"ZeRO {stage}, forces only": FORCES_ONLY | VARIANTS[f"ZeRO {stage}, accumulation 1, node"] for stage in (0, 1)
 }
+HEAD: Options = {"objective": {"kind": "head_denoising", "noise_scale": 0.1}}
+MIXED: Options = {"objective": {"kind": "mixed"}}
+DENOISING_VARIANTS = {
+    f"ZeRO {stage}, {name}": objective | VARIANTS[f"ZeRO {stage}, accumulation {1 + stage}, node"]
+    for stage in (0, 1)
+    for name, objective in {"head": HEAD, "mixed": MIXED}.items()
+}
 ONE_PROCESS = {
     "energy, forces, stress": {"engine": {"kind": "deepspeed"}},
     "forces only": FORCES_ONLY | {"engine": {"kind": "deepspeed"}},
@@ -140,20 +147,31 @@ def run_all(ranks: int, variants: dict[str, Options], options: Options, director
     return runs
 
 
+def mixed(options: Options, dataset: Path) -> Options:
+    """With labels on two crystals of three: in some steps a rank has none, in others nothing to denoise."""
+    return changed(options, MIXED | {"data": {"path": str(dataset)}})
+
+
 @pytest.fixture(scope="module")
-def one_rank(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def one_rank(options: Options, partly_labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One process of plain torch, for every objective that the ranks are compared with."""
     directory = tmp_path_factory.mktemp("one_rank")
     return {
         "plain": run(options, directory / "plain"),
         AVERAGED: run(changed(options, {"training": {"ema_decay": 0.8}}), directory / "averaged"),
         "forces only": run(changed(options, FORCES_ONLY), directory / "forces_only"),
+        "head": run(changed(options, HEAD), directory / "head"),
+        "mixed": run(mixed(options, partly_labelled), directory / "mixed"),
     }
 
 
 @pytest.fixture(scope="module")
-def two_ranks(options: Options, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    variants = VARIANTS | BUDGET_VARIANTS | FORCES_ONLY_VARIANTS
+def two_ranks(options: Options, partly_labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    denoising = {
+        name: changed(variant, {"data": {"path": str(partly_labelled)}}) if "mixed" in name else variant
+        for name, variant in DENOISING_VARIANTS.items()
+    }
+    variants = VARIANTS | BUDGET_VARIANTS | FORCES_ONLY_VARIANTS | denoising
     return run_all(2, variants, options, tmp_path_factory.mktemp("two_ranks"))
 
 
@@ -219,6 +237,16 @@ def test_two_ranks_equal_one_where_a_parameter_has_no_gradient(
     variant: str, one_rank: dict[str, Path], two_ranks: dict[str, Path]
 ) -> None:
     equal_runs(two_ranks[variant], one_rank["forces only"])
+
+
+@needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", DENOISING_VARIANTS)
+def test_two_ranks_equal_one_where_structures_are_denoised(
+    variant: str, one_rank: dict[str, Path], two_ranks: dict[str, Path]
+) -> None:
+    """By a head, whose read-out has no gradient at all; and mixed, where ranks hold labels and noise in any number."""
+    equal_runs(two_ranks[variant], one_rank[variant.rpartition(" ")[2]])
 
 
 def test_forces_alone_give_the_output_bias_no_gradient(small_dataset: Path, options: Options) -> None:

@@ -83,7 +83,7 @@ def part_of(run_dir: Path, part: str) -> tuple[np.ndarray, Batch]:
 def validation_of(model: EnergyModel, run_dir: Path) -> dict[str, float]:
     """Loss and errors of `model` on the validation part of a run."""
     objective = build_objective(model, DerivativesOptions(), seed=0).eval()
-    _, sums = objective(part_of(run_dir, "validation")[1], 0, dict.fromkeys(objective.weights, 1.0))
+    _, sums = objective(part_of(run_dir, "validation")[1], 0, dict.fromkeys(objective.terms, 1.0))
     return objective.metrics_of({k: float(v) for k, v in sums.items()})
 
 

@@ -14,12 +14,12 @@ from dpt_hpc.data.split import Split
 from dpt_hpc.doctor import files, machine, network
 from dpt_hpc.doctor.finding import Finding, check, ok
 from dpt_hpc.doctor.parity import parity
-from dpt_hpc.models import build_model
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.data import open_dataset, share_split
 from dpt_hpc.train.deepspeed_options import stale_build_locks
 from dpt_hpc.train.engine import choose_device
 from dpt_hpc.train.loop import Trainer
+from dpt_hpc.train.objective import build_network
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run
 
@@ -105,7 +105,8 @@ def _start(config: PretrainConfig | FinetuneConfig, ranks: Ranks, scratch: Path,
     # Spread over the whole: structures of one source lie side by side.
     few = split.train[np.linspace(0, len(split.train) - 1, min(size, len(split.train))).astype(np.int64)]
     torch.manual_seed(seed)
-    trainer = run.trainer(dataset, Split(few, split.validation[:1], split.test[:0]), build_model(small.model), {})
+    model = build_network(small.model, small.objective)
+    trainer = run.trainer(dataset, Split(few, split.validation[:1], split.test[:0]), model, {})
     held.append(trainer)
     weights = sum(p.numel() for p in trainer.objective.parameters())
     return ok(

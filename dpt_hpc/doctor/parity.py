@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from dpt_hpc.doctor.finding import Finding, ok
-from dpt_hpc.models import build_model, set_precision
+from dpt_hpc.models import set_precision
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.deepspeed_options import read_deepspeed_options
 from dpt_hpc.train.engine import Engine, TorchEngine
 from dpt_hpc.train.loop import Trainer
+from dpt_hpc.train.objective import build_network
 from dpt_hpc.train.ranks import Ranks
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "tf32": 2e-2, "bf16": 5e-2}
@@ -51,7 +52,7 @@ def parity(trainer: Trainer, config: PretrainConfig | FinetuneConfig) -> Finding
     if ranks.rank:
         return ok("parity", "")
     dtype = weights["scale"].dtype
-    model = build_model(config.model).to(engine.device, dtype)
+    model = build_network(config.model, config.objective).to(engine.device, dtype)
     if config.training.precision in ("bf16", "tf32"):
         set_precision(model, config.training.precision)
     model.load_state_dict(weights)

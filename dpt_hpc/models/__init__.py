@@ -3,6 +3,8 @@
 from dpt_hpc.models.cgcnn import CGCNN, CGCNNOptions
 from dpt_hpc.models.derivatives import Prediction, predict
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
+from dpt_hpc.models.heads import noise_head as build_noise_head
+from dpt_hpc.models.heads import predict_noise
 from dpt_hpc.models.precision import set_precision
 from dpt_hpc.models.scaling import Scaling
 from dpt_hpc.models.torchmd_et import TorchMDET, TorchMDETOptions
@@ -20,6 +22,7 @@ __all__ = [
     "build_model",
     "model_options",
     "predict",
+    "predict_noise",
     "set_precision",
 ]
 
@@ -37,6 +40,10 @@ def model_options(content: dict[str, object]) -> ModelOptions:
     return networks[name](**content)  # type: ignore[arg-type]
 
 
-def build_model(options: ModelOptions) -> Scaling:
-    """A freshly initialised network for its options, wrapped with the identity scaling."""
-    return Scaling(TorchMDET(options) if isinstance(options, TorchMDETOptions) else CGCNN(options))
+def build_model(options: ModelOptions, *, noise_head: bool = False) -> Scaling:
+    """A freshly initialised network for its options, wrapped with the identity scaling.
+
+    noise_head: with a head that predicts the noise of every atom, drawn after the network, which is the same without.
+    """
+    network = TorchMDET(options) if isinstance(options, TorchMDETOptions) else CGCNN(options)
+    return Scaling(network, build_noise_head(network) if noise_head else None)

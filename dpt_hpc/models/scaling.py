@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.ops import RadiusGraph
@@ -15,16 +15,19 @@ class Scaling(EnergyModel):
 
     The identity unless `set` was called: that is the paper's setting. References and shift do not depend on the
     geometry, so forces and stress are those of `scale * network`. Features and `read_out` are the network's own, as
-    they come: only `forward` scales.
+    they come: only `forward` scales. noise_head: reads the features beside the energy (models/heads.py); None: no head.
     """
 
     scale: Tensor
     shift: Tensor
     element_references: Tensor
 
-    def __init__(self, network: EnergyModel) -> None:
+    noise_head: nn.Module | None
+
+    def __init__(self, network: EnergyModel, noise_head: nn.Module | None = None) -> None:
         super().__init__()
         self.network = network
+        self.noise_head = noise_head
         self.cutoff = network.cutoff
         self.max_neighbors = network.max_neighbors
         self.max_images = network.max_images

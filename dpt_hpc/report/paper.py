@@ -146,10 +146,9 @@ def same_size(structures: int, dataset: PaperSet) -> bool:
 
 def pretraining_row(objective: Mapping[str, Any]) -> str | None:
     """The paper's row for a pre-training objective (the `objective` of a run's config); None if it has none."""
-    if objective.get("kind") == "derivative_denoising":
-        return "denoise_derivative"
-    if objective.get("kind", "derivatives") != "derivatives":
-        return None
+    kind = objective.get("kind", "derivatives")
+    if kind != "derivatives":
+        return {"derivative_denoising": "denoise_derivative", "head_denoising": "denoise_head"}.get(kind)
     weights = [objective.get(f"{label}_weight") for label in ("energy", "forces", "stress")]
     if any(w is None for w in weights):
         return None

@@ -74,7 +74,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """derivatives, derivative_denoising or property."""
+        """derivatives, derivative_denoising, head_denoising, mixed or property."""
         labels = {"derivative_denoising": "noise", "property": "target"}
         arrays = self.predictions.arrays if self.predictions else {}
         found = [kind for kind, label in labels.items() if f"{label}_true" in arrays]

@@ -31,6 +31,15 @@ NETWORKS = {"cgcnn": "CGCNN", "torchmd_et": "TorchMD-Net (ET)"}
 
 IN_WORDS = {"energy_per_atom": "energy", "forces": "forces", "stress": "stress", "noise": "noise"}
 
+QUANTITIES: Mapping[str, tuple[Quantity, ...]] = {
+    "derivative_denoising": (NOISE,),
+    "head_denoising": (NOISE,),
+    "mixed": (ENERGY, FORCES, STRESS, NOISE),
+}
+"""What pre-trainings of a kind report; of any other kind: energy, forces and stress."""
+
+DENOISING = {"derivative_denoising": "denoising by derivatives", "head_denoising": "denoising by a head"}
+
 
 @dataclass(frozen=True)
 class ErrorRow:
@@ -48,11 +57,9 @@ class ErrorRow:
 
 def quantities_of(run: Run) -> tuple[Quantity, ...]:
     """The labels that a run of its kind reports."""
-    if run.kind == "derivative_denoising":
-        return (NOISE,)
     if run.kind == "property":
         return (target_quantity(target_of(run), unit_of(run)),)
-    return (ENERGY, FORCES, STRESS)
+    return QUANTITIES.get(run.kind, (ENERGY, FORCES, STRESS))
 
 
 def target_of(run: Run) -> str:
@@ -128,14 +135,18 @@ def dataset_name(run: Run) -> str:
 
 def objective_name(run: Run) -> str:
     """What was learned."""
-    if run.kind == "derivative_denoising":
-        scale = run.objective.get("noise_scale")
-        noise = f" (noise of {scale:g}{NO_BREAK}Å)" if isinstance(scale, (int, float)) else ""
-        return f"denoising by derivatives{noise}"
+    scale = run.objective.get("noise_scale")
+    noise = f" (noise of {scale:g}{NO_BREAK}Å)" if isinstance(scale, (int, float)) else ""
+    if run.kind in DENOISING:
+        return DENOISING[run.kind] + noise
     if run.kind == "property":
         return target_of(run).replace("_", " ")
     learned = [k for k in ("energy", "forces", "stress") if run.objective.get(f"{k}_weight", 1) != 0]
     weights = f" (loss weights {weights_ratio(run.objective)})" if run.objective else ""
+    if run.kind == "mixed":
+        datasets = listing([str(name) for name in run.objective.get("denoise_datasets") or []])
+        also = f" and of {datasets}" if datasets else ""
+        return f"{listing(learned)}{weights}, and denoising of structures without labels{also}{noise}"
     return listing(learned) + weights
 
 
@@ -158,7 +169,7 @@ def subject(run: Run) -> str:
     parameters = run.environment.get("parameters")
     size = f" with {count(parameters, 'parameter')}" if isinstance(parameters, int) else ""
     verb = {"pretrain": "pre-trained", "finetune": "trained"}.get(run.task, "trained")
-    if run.kind == "derivative_denoising":
+    if run.kind in DENOISING:
         verb += " by"
     elif run.kind == "property":
         verb += " to predict"
@@ -205,7 +216,7 @@ def outcome(run: Run) -> str:
         if found:
             errors = listing([f"{quantity(v, q.error_unit)} in {_in_words(q)}" for q, v, _ in found])
             sentence = f"On {place} its mean absolute error is {errors}"
-            if run.kind == "derivatives" and all(b is not None for *_, b in found):
+            if run.kind in ("derivatives", "mixed") and all(b is not None for *_, b in found):
                 before = listing([quantity(b, q.error_unit) for q, _, b in found])
                 sentence += f"; before training it was {before} on the validation structures"
             return sentence + "." + _progress(run)

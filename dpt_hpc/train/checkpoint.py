@@ -201,13 +201,14 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_model(path: str | Path, dtype: torch.dtype | None = None) -> EnergyModel:
-    """The trained network of a checkpoint, run or exported model, in eval mode, on the CPU.
+    """The trained network of a checkpoint, run or exported model, in eval mode, on the CPU; with its head, if any.
 
     dtype: to compute in; None for that of the weights. Raises DataError if weights and card are not of one network.
     """
     weights = load_weights(path)
+    with_head = any(name.startswith("noise_head.") for name in weights)
     try:
-        model = build_model(load_card(path).options).to(dtype or weights["scale"].dtype)
+        model = build_model(load_card(path).options, noise_head=with_head).to(dtype or weights["scale"].dtype)
         model.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]

@@ -53,10 +53,10 @@ class DataOptions(Options):
         return (value,) if isinstance(value, str) else value
 
 
-class DerivativesOptions(Options):
+class LabelOptions(Options):
     """Energy, forces and stress (method.md, "Losses"): weighted mean absolute errors over all components."""
 
-    kind: Literal["derivatives"] = "derivatives"
+    kind: str
     energy_weight: float = Field(1.0, ge=0)
     forces_weight: float = Field(500.0, ge=0)
     stress_weight: float = Field(500.0, ge=0)
@@ -66,10 +66,16 @@ class DerivativesOptions(Options):
     """Scale the network's output by the spread of the training energies per atom (after references)."""
 
     @model_validator(mode="after")
-    def _learns_something(self) -> DerivativesOptions:
+    def _learns_something(self) -> LabelOptions:
         if self.energy_weight == self.forces_weight == self.stress_weight == 0:
             raise ValueError("energy_weight, forces_weight and stress_weight are all 0: there is nothing to learn")
         return self
+
+
+class DerivativesOptions(LabelOptions):
+    """The labels alone."""
+
+    kind: Literal["derivatives"] = "derivatives"
 
 
 class DenoisingOptions(Options):
@@ -78,8 +84,56 @@ class DenoisingOptions(Options):
     kind: Literal["derivative_denoising"] = "derivative_denoising"
     noise_scale: float = Field(0.1, gt=0)
     """Å, standard deviation of the displacement of every coordinate (the paper's mu)."""
-    sign: Literal["paper", "physical"] = "paper"
-    """paper: -dE/dpositions = +noise, as published; physical: = -noise, a restoring force."""
+    sign: Literal["paper", "physical"] = "physical"
+    """physical: -dE/dpositions = -noise, a restoring force; paper: = +noise, as published."""
+    loss: Literal["mae", "mse"] = "mae"
+    """Mean absolute or mean square error, over all components."""
+
+
+class HeadDenoisingOptions(Options):
+    """Denoising by a head (Zaidi et al. 2022): a vector of every atom, no derivative, predicts its noise.
+
+    The head reads the vectors of a network that has some, and is then equivariant; else the scalars, and is not.
+    """
+
+    kind: Literal["head_denoising"] = "head_denoising"
+    noise_scale: float = Field(0.04, gt=0)
+    """Å, standard deviation of the displacement of every coordinate; the head predicts noise / noise_scale."""
+    loss: Literal["mae", "mse"] = "mse"
+    """Mean absolute or mean square error of noise / noise_scale, over all components."""
+
+
+class MixedOptions(LabelOptions):
+    """Labels where there are labels, denoising where there are none, one forward pass and one physical sign for both.
+
+    Structures without energy, forces and stress are taken to be at equilibrium. Noise is added to them, and their
+    forces are to be restoring: -dE/dpositions = -stiffness * noise. The other structures stay as they are.
+    """
+
+    kind: Literal["mixed"] = "mixed"
+    denoise_datasets: tuple[str, ...] = ()
+    """Datasets of data.path, by the name of their directory, whose structures are all denoised: their labels are not
+    learnt (those of relaxed structures with other energies than the rest, say)."""
+    denoising_weight: float = Field(1.0, gt=0)
+    """Of the error of the denoised structures' forces, eV/Å, beside the three weights of the labels."""
+    noise_scale: float = Field(0.1, gt=0)
+    """Å, standard deviation of the displacement of every coordinate."""
+    stiffness: float = Field(1.0, gt=0)
+    """eV/Å²: the restoring force per Å of displacement. In real crystals between about 1 (alkali metals) and 20
+    (covalent ones); 1 keeps the numbers of derivative denoising."""
+    sign: Literal["physical"] = "physical"
+    loss: Literal["mae", "mse"] = "mae"
+    """Mean absolute or mean square error of the denoised structures' forces; labels have the former in any case."""
+
+    @field_validator("sign", mode="before")
+    @classmethod
+    def _restores(cls, value: Any) -> Any:
+        if value == "paper":
+            raise ValueError(
+                "is 'paper', by which forces point away from equilibrium, but the labelled structures of the same run "
+                "teach that they point back; expected physical, or kind derivative_denoising"
+            )
+        return value
 
 
 class PropertyOptions(Options):
@@ -175,6 +229,13 @@ class CheckpointOptions(Options):
     train on, and try again at the next one. What cannot be written by the end of the run stops it either way."""
 
 
+PretrainObjective = DerivativesOptions | DenoisingOptions | HeadDenoisingOptions | MixedOptions
+"""What a network can be pre-trained on."""
+
+ObjectiveOptions = PretrainObjective | PropertyOptions
+"""Options of every objective there is; `kind` tells them apart."""
+
+
 def _named(model: Any) -> Any:
     """The network that is meant where none is named: the paper's first."""
     return {"name": CGCNNOptions.name, **model} if isinstance(model, dict) else model
@@ -194,7 +255,7 @@ class RunConfig(Options):
 class PretrainConfig(RunConfig):
     task: Literal["pretrain"] = "pretrain"
     seed: int = Field(0, ge=0)
-    objective: Annotated[DerivativesOptions | DenoisingOptions, Field(discriminator="kind")] = DerivativesOptions()
+    objective: Annotated[PretrainObjective, Field(discriminator="kind")] = DerivativesOptions()
 
 
 class FinetuneConfig(RunConfig):

@@ -18,8 +18,8 @@ from dpt_hpc.data.store import Store
 from dpt_hpc.data.store_choice import open_store
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import Batch
-from dpt_hpc.train.config import DataOptions
-from dpt_hpc.train.parts import ObjectiveOptions, make_split
+from dpt_hpc.train.config import DataOptions, ObjectiveOptions
+from dpt_hpc.train.parts import make_split
 from dpt_hpc.train.ranks import Ranks
 
 Indices = NDArray[np.int64]
@@ -72,8 +72,12 @@ def open_dataset(options: DataOptions, ranks: Ranks) -> Dataset:
 
 def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOptions, seed: int, ranks: Ranks) -> Split:
     """The split, made by rank 0 for all. Collective; raises DataError, on every rank, as `make_split` does."""
+    first = ranks.rank == 0
     split: Split = ranks.broadcast(
-        agree(ranks, lambda: make_split(dataset, options.split, objective, seed) if ranks.rank == 0 else None)
+        agree(
+            ranks,
+            lambda: make_split(dataset, options.split, objective, seed, options.path) if first else None,
+        )
     )
     return split
 

@@ -18,7 +18,7 @@ from dpt_hpc.train.data import Data, store_for
 from dpt_hpc.train.engine import build_engine
 from dpt_hpc.train.monitor import write_json
 from dpt_hpc.train.objective import build_objective
-from dpt_hpc.train.parts import target_values
+from dpt_hpc.train.parts import denoised_ranges, target_values
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.scoring import evaluate, write_predictions
 
@@ -59,6 +59,9 @@ def evaluate_checkpoint(
             f"--target {target}: {find_checkpoint(checkpoint)} predicts no property; it learnt {learnt['kind']}.\n"
             "Fine-tune it first (dpt-hpc finetune), or leave --target out."
         )
+    if learnt["kind"] == "mixed":  # a dataset that is not here is not to be denoised here
+        here = {Path(path).name for path in data}
+        learnt = {**learnt, "denoise_datasets": [name for name in learnt["denoise_datasets"] if name in here]}
     options |= {"objective": learnt}
     config: PretrainConfig | FinetuneConfig
     if learnt["kind"] == "property":
@@ -69,7 +72,8 @@ def evaluate_checkpoint(
         raise DataError(f"{', '.join(data)}: no structure has an energy, forces or stress to compare with.")
     target = getattr(config.objective, "target", None)
     everything = np.arange(len(dataset))
-    objective = build_objective(model, config.objective, seed=0)
+    denoised = denoised_ranges(dataset, config.objective, config.data.path)
+    objective = build_objective(model, config.objective, seed=0, denoised=denoised)
     engine = build_engine(
         objective, Ranks(), EngineOptions(kind="torch"), OptimizerOptions(), clip=None, grad_accumulation=1
     )

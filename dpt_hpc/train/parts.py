@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,16 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split, split_dataset
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
-from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions, PropertyOptions, SplitOptions
-
-ObjectiveOptions = DerivativesOptions | DenoisingOptions | PropertyOptions
+from dpt_hpc.train.config import LabelOptions, MixedOptions, ObjectiveOptions, PropertyOptions, SplitOptions
 
 
-def make_split(dataset: Dataset, options: SplitOptions, objective: ObjectiveOptions, seed: int) -> Split:
+def make_split(
+    dataset: Dataset, options: SplitOptions, objective: ObjectiveOptions, seed: int, paths: Sequence[str] = ()
+) -> Split:
     """The split that `options` describe, of the structures that `objective` can learn from.
 
-    Raises DataError if a part is empty, or lacks a label of the loss altogether: its loss would be zero.
+    paths: of the dataset's directories, of which an objective of kind mixed may name some. Raises DataError if a part
+    is empty, or lacks a label of the loss altogether: its loss would be zero.
     """
     usable = np.arange(len(dataset))
     if isinstance(objective, PropertyOptions):
@@ -28,8 +31,8 @@ def make_split(dataset: Dataset, options: SplitOptions, objective: ObjectiveOpti
     fractions = (options.train, options.validation, options.test)
     split = split_dataset(labels[usable], fractions, seed if options.seed is None else options.seed)
     split = Split(usable[split.train], usable[split.validation], usable[split.test])
-    if isinstance(objective, DerivativesOptions):
-        _check_labels(dataset, objective, split)
+    if isinstance(objective, LabelOptions):
+        _check_labels(dataset, objective, split, paths)
     return split
 
 
@@ -69,8 +72,32 @@ def check_elements(dataset: Dataset, num_elements: int) -> None:
         )
 
 
-def _check_labels(dataset: Dataset, objective: DerivativesOptions, split: Split) -> None:
+def denoised_ranges(dataset: Dataset, objective: ObjectiveOptions, paths: Sequence[str]) -> tuple[range, ...]:
+    """The stretches of indices of those datasets, of `paths`, that `objective` denoises as a whole.
+
+    Raises DataError for a name that none of them has.
+    """
+    if not isinstance(objective, MixedOptions):
+        return ()
+    names = [Path(path).name for path in paths]
+    for name in objective.denoise_datasets:
+        if name not in names:
+            raise DataError(
+                f"objective.denoise_datasets names {name!r}, but data.path has {', '.join(names)}.\n"
+                "Name the last part of one of these paths, or add the dataset to data.path."
+            )
+    first = np.cumsum([0, *(manifest.num_structures for manifest in dataset.manifests)]).tolist()
+    return tuple(range(first[k], first[k + 1]) for k, name in enumerate(names) if name in objective.denoise_datasets)
+
+
+def _check_labels(dataset: Dataset, objective: LabelOptions, split: Split, paths: Sequence[str]) -> None:
     present = {"energy": dataset.has_energy, "forces": dataset.has_forces, "stress": dataset.has_stress}
+    if isinstance(objective, MixedOptions):
+        denoised = ~(present["energy"] | present["forces"] | present["stress"])
+        for stretch in denoised_ranges(dataset, objective, paths):
+            denoised[stretch.start : stretch.stop] = True
+        present = {label: has & ~denoised for label, has in present.items()}
+        _check_denoised(denoised, split)
     for label, has in present.items():
         weight: Any = getattr(objective, f"{label}_weight")
         if weight == 0:
@@ -88,3 +115,14 @@ def _check_labels(dataset: Dataset, objective: DerivativesOptions, split: Split)
                     f"({int(has.sum())} of {len(dataset)} in the dataset have).\n"
                     f"Set objective.{label}_weight=0, another data.split.seed, or add data with {label}."
                 )
+
+
+def _check_denoised(denoised: NDArray[np.bool_], split: Split) -> None:
+    for part in ("train", "validation", "test"):
+        indices = getattr(split, part)
+        if len(indices) and not denoised[indices].any():
+            raise DataError(
+                f"objective.kind is mixed, but no structure of the {part} part is denoised: {int(denoised.sum())} of "
+                f"{len(denoised)} have no energy, forces and stress, or are of objective.denoise_datasets.\n"
+                "Set objective.kind=derivatives, name datasets to denoise, or use another data.split.seed."
+            )

@@ -8,9 +8,10 @@ import torch
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
-from dpt_hpc.models import Scaling, build_model
+from dpt_hpc.models import Scaling
 from dpt_hpc.train.config import PretrainConfig
 from dpt_hpc.train.data import open_dataset, share_split
+from dpt_hpc.train.objective import build_network
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run
 
@@ -26,7 +27,7 @@ def prepare(
     dataset = open_dataset(config.data, ranks)
     split = share_split(dataset, config.data, config.objective, config.seed, ranks)
     torch.manual_seed(config.seed)
-    return run, dataset, split, build_model(config.model)
+    return run, dataset, split, build_network(config.model, config.objective)
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool = False, quiet: bool = False) -> Path:

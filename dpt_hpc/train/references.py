@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from dpt_hpc.data.group import agree
 from dpt_hpc.errors import DataError
 from dpt_hpc.models import Scaling
 from dpt_hpc.structure import MAX_ATOMIC_NUMBER, Batch
-from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions, PropertyOptions
+from dpt_hpc.train.config import LabelOptions, ObjectiveOptions, PropertyOptions
 from dpt_hpc.train.data import Data
+from dpt_hpc.train.objective.denoising import within
 from dpt_hpc.train.ranks import Ranks
 
 Rows = NDArray[np.float64]
@@ -65,14 +67,15 @@ class Triangle:
         return found / math.sqrt(self.rows) if found > noise else 0.0
 
 
-def fit_scaling(scaling: Scaling, options: DerivativesOptions | DenoisingOptions | PropertyOptions, data: Data) -> None:
+def fit_scaling(scaling: Scaling, options: ObjectiveOptions, data: Data, denoised: Sequence[range] = ()) -> None:
     """Set `scaling` as the objective's options ask; the identity where they ask for nothing.
 
-    Reads the training part once, a block at a time. Raises DataError if no structure has the label, or all of them the
+    denoised: stretches of the dataset's indices whose energies are not learnt. Reads the training part once, a block at
+    a time. Raises DataError if no structure has the label, or all of them the
     same value where it is to be divided by its spread.
     """
-    if isinstance(options, DerivativesOptions) and (options.element_references or options.normalise):
-        energies, per_atom = _compositions(data)
+    if isinstance(options, LabelOptions) and (options.element_references or options.normalise):
+        energies, per_atom = _compositions(data, denoised)
         references = energies.solve() if options.element_references else np.zeros(MAX_ATOMIC_NUMBER + 1)
         spread = per_atom.spread(np.concatenate([[0.0], -references, [1.0]])) if options.normalise else 1.0
         _check_spread(spread, "energy per atom")
@@ -99,13 +102,14 @@ def training_elements(data: Data, ranks: Ranks) -> tuple[int, ...]:
     return tuple(sorted(set().union(*ranks.all_gather(agree(ranks, look)))))
 
 
-def _compositions(data: Data) -> tuple[Triangle, Triangle]:
+def _compositions(data: Data, denoised: Sequence[range]) -> tuple[Triangle, Triangle]:
     """Of the training structures that have an energy: [atoms of each element (119), energy], whose solution are the
     references; and [1, fraction of each element (119), energy per atom]."""
     energies, per_atom = Triangle(MAX_ATOMIC_NUMBER + 2), Triangle(MAX_ATOMIC_NUMBER + 3)
     for block in data.batches(data.split.train, BLOCK):
-        composition = _composition(block)[block.energy_mask.cpu().numpy()]
-        rows = np.concatenate([composition, _float64(block.energy[block.energy_mask])[:, None]], axis=1)
+        learnt = block.energy_mask & ~within(block.structure_index, denoised)
+        composition = _composition(block)[learnt.cpu().numpy()]
+        rows = np.concatenate([composition, _float64(block.energy[learnt])[:, None]], axis=1)
         energies.add(rows)
         per_atom.add(np.concatenate([np.ones((len(rows), 1)), rows / composition.sum(1, keepdims=True)], axis=1))
     if not energies.rows:

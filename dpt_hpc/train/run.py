@@ -27,7 +27,7 @@ from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_json
 from dpt_hpc.train.objective import build_objective
-from dpt_hpc.train.parts import check_elements
+from dpt_hpc.train.parts import check_elements, denoised_ranges
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
@@ -95,11 +95,12 @@ class Run:
             restored = self.restored = self._restore()
             model.load_state_dict(restored.state.get("weights", restored.weights))
         target = getattr(config.objective, "target", None)
+        denoised = denoised_ranges(dataset, config.objective, config.data.path)
         data = Data(store_for(dataset, config.data, dtype, target, self.ranks), split, torch.device("cpu"))
         if not self.resume:
             # One rank fits, and all begin with its network: the compositions of all structures are a large matrix.
             first = self.ranks.rank == 0
-            agree(self.ranks, lambda: fit_scaling(model, config.objective, data) if first else None)
+            agree(self.ranks, lambda: fit_scaling(model, config.objective, data, denoised) if first else None)
             model.load_state_dict(self.ranks.broadcast(model.state_dict() if first else None))
         if self.resume:
             check_same_sources(self.run_dir, sources)
@@ -110,7 +111,7 @@ class Run:
         card = ModelCard(config.model, training_elements(data, self.ranks), trained_on, config=settings)
 
         engine = build_engine(
-            build_objective(model, config.objective, self.seed),
+            build_objective(model, config.objective, self.seed, denoised),
             self.ranks,
             config.engine,
             config.optimizer,

@@ -73,7 +73,7 @@ def evaluate(
     was_training = objective.training
     objective.eval()
     total = zeros(objective)
-    counts = dict.fromkeys(objective.weights, 1.0)
+    counts = dict.fromkeys(objective.terms, 1.0)
     mine = indices[engine.rank :: engine.world_size]
     with torch.no_grad():
         for batch in data.parts(cut(mine, config.training.evaluation_batch_size, limit)):
