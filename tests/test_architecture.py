@@ -31,8 +31,9 @@ LAYERS: dict[str, set[str]] = {
     "scaling": BASE | {"ops", "data", "models", "train"},
     "doctor": BASE | {"ops", "data", "models", "train"},
     "report": BASE,
+    "suite": BASE | {"data", "models", "train", "report"},
     "quickstart": BASE | {"data", "train", "report"},
-    "cli": BASE | {"use", "data", "train", "report", "quickstart", "scaling", "doctor"},
+    "cli": BASE | {"use", "data", "train", "report", "quickstart", "suite", "scaling", "doctor"},
     "__main__": {"cli"},
     "launch": {"cli"},
 }

@@ -13,7 +13,7 @@ from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.config_file import load_config
 from dpt_hpc.train.run_dir import save_config
 
-PRESETS = sorted(configs().rglob("*.yaml"))
+PRESETS = sorted(p for p in configs().rglob("*.yaml") if p.parent.name != "suite")
 CGCNN = configs() / "pretrain" / "cgcnn_1_500_500.yaml"
 ET = configs() / "pretrain" / "torchmd_et_1_500_500.yaml"
 JDFT = configs() / "finetune" / "cgcnn_jdft.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,9 +14,15 @@ from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
+AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
 
 
 def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read the config of a run into `kind`, as `read_config` does."""
+    return read_config(path, kind, overrides)
+
+
+def read_config(path: str | Path, kind: type[AnyOptions], overrides: Sequence[str] = ()) -> AnyOptions:
     """Read a YAML file into `kind`, with overrides of the form `a.b=value` (value is YAML).
 
     Raises ConfigError naming file, key, value and, for an unknown key, the nearest valid one; all faults at once.
@@ -53,7 +59,7 @@ def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
     return kinds[task]
 
 
-def check_config(raw: dict[str, Any], kind: type[AnyConfig], source: str) -> AnyConfig:
+def check_config(raw: dict[str, Any], kind: type[AnyOptions], source: str) -> AnyOptions:
     """`raw` as a checked `kind`; `source` names it in errors."""
     try:
         return kind.model_validate(raw)
@@ -113,15 +119,21 @@ def _annotation(kind: Any, location: list[str]) -> Any:
     """The type of the option at `location`; None for one inside a union, or unknown."""
     for part in location:
         fields = getattr(kind, "model_fields", {})
-        kind = fields[part].annotation if part in fields else None
+        if get_origin(kind) in (dict, tuple):
+            kind = get_args(kind)[get_origin(kind) is dict]
+        else:
+            kind = fields[part].annotation if part in fields else None
     return kind
 
 
 def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
     """The options that are valid at `location`."""
     for part in location:
-        raw = raw.get(part, {}) if isinstance(raw, dict) else {}
-        members = _members(_annotation(kind, [part]))
+        raw = raw[int(part)] if isinstance(raw, list) else raw.get(part, {}) if isinstance(raw, dict) else {}
+        kind = _annotation(kind, [part])
+        if get_origin(kind) in (dict, tuple):
+            continue
+        members = _members(kind)
         tagged = [m for m in members if _tag(m) in (raw.get("kind"), raw.get("name"))] if len(members) > 1 else members
         kind = (tagged or members)[0]
     fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})

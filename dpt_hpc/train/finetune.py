@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,35 @@ from dpt_hpc.train.data import open_dataset, share_split
 from dpt_hpc.train.monitor import Monitor, write_json
 from dpt_hpc.train.parts import target_values
 from dpt_hpc.train.ranks import Ranks
-from dpt_hpc.train.run import Run
+from dpt_hpc.train.run import Run, finished_to
 from dpt_hpc.train.run_dir import claim_run_dir
 
 NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_images")
 """Options of a network that may differ from those it was pre-trained with: they change no tensor."""
 
 
-def finetune(config: FinetuneConfig, ranks: Ranks, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def finetune(
+    config: FinetuneConfig,
+    ranks: Ranks,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    seeds: Sequence[int] | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
     """Run every seed; returns and writes the summary, run_dir/results.json.
 
-    Each seed is a run of its own in run_dir/seed_<n>; with `resume`, finished seeds are not run again. Raises
-    ConfigError or DataError, before the first seed, for a directory, network or target that does not fit.
+    Each seed is a run of its own in run_dir/seed_<n>; with `resume`, finished seeds are not run again. seeds: only
+    these of the config's are run, others may be elsewhere; the summary is written when all are there, and is else
+    empty. command: see Run. Raises ConfigError or DataError, before the first seed, for a directory, network or target
+    that does not fit.
     """
     run_dir = Path(config.run_dir)
     claim_run_dir(run_dir, config, resume=resume)
-    runs = [Run(config, seed, run_dir / f"seed_{seed}", ranks, resume=resume, quiet=quiet) for seed in config.seeds]
+    mine = config.seeds if seeds is None else seeds
+    runs = [
+        Run(config, seed, run_dir / f"seed_{seed}", ranks, resume=resume, quiet=quiet, command=command) for seed in mine
+    ]
     dataset = open_dataset(config.data, ranks)
     target_values(dataset, config.objective.target)
     monitor = Monitor(None, quiet=quiet or ranks.rank > 0)
@@ -59,6 +73,8 @@ def finetune(config: FinetuneConfig, ranks: Ranks, *, resume: bool = False, quie
         if checkpoint is not None:
             load_pretrained(model, config.model, checkpoint)
         run.train(dataset, split, model, sources)
+    if any(not finished_to(run_dir / f"seed_{seed}", config.training.epochs) for seed in config.seeds):
+        return {}
     summary = {**summarise(config, dataset), "elements_new_to_pretrained": unknown}
     if ranks.rank == 0:
         write_json(run_dir / "results.json", summary)

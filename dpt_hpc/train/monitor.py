@@ -61,7 +61,7 @@ def _commit() -> str | None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write and rename, so that a reader never sees half a file. NaN is refused by JSON: it becomes null."""
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
 

@@ -45,7 +45,10 @@ def describe_data(dataset: Dataset, config: RunConfig) -> list[dict[str, Any]]:
 
 
 class Run:
-    """A run directory that this process may write into; making one writes nothing."""
+    """A run directory that this process may write into; making one writes nothing.
+
+    command: what makes this very run, for run.json, where this process was not started for it alone.
+    """
 
     def __init__(
         self,
@@ -56,8 +59,10 @@ class Run:
         *,
         resume: bool,
         quiet: bool,
+        command: str | None = None,
     ) -> None:
         claim_run_dir(run_dir, config, resume=resume)
+        self.command = command
         self.config, self.seed, self.run_dir, self.ranks, self.quiet = config, seed, run_dir, ranks, quiet
         self.asked_to_resume = resume
         # Rank 0 looks for all: a network file system may show another rank what was there a moment ago.
@@ -69,10 +74,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether an earlier call has taken this run to the last epoch of its config."""
-        results = self.run_dir / "results.json"
-        if not results.exists():
-            return False
-        return bool(json.loads(results.read_text())["epochs"] >= self.config.training.epochs)
+        return finished_to(self.run_dir, self.config.training.epochs)
 
     def trainer(self, dataset: Dataset, split: Split, model: Scaling, sources: dict[str, Any]) -> Trainer:
         """Everything that trains `model`, standing where the run begins or goes on. Writes nothing.
@@ -149,6 +151,7 @@ class Run:
         engine = trainer.engine
         facts = {
             **describe_environment(),
+            **({} if self.command is None else {"command": self.command}),
             "started": _now(),
             "world_size": engine.world_size,
             "launched_by": self.ranks.world.source,
@@ -256,6 +259,15 @@ class Run:
         errors = "  ".join(f"{k} {v:.4g}" for k, v in results[part].items())
         monitor.say(f"best epoch {results['best_epoch']} | {part} {errors} | {self.run_dir}")
         engine.ranks.barrier()
+
+
+def finished_to(run_dir: Path, epochs: int) -> bool:
+    """Whether the run in `run_dir` has been taken to epoch `epochs`, and has its results."""
+    try:
+        results = json.loads((run_dir / "results.json").read_text())
+    except FileNotFoundError:
+        return False
+    return bool(results.get("epochs", 0) >= epochs)
 
 
 def _first_validation(log: Path) -> dict[str, float] | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.config import RunConfig
@@ -70,18 +72,31 @@ def check_same_sources(path: Path, facts: Mapping[str, Any]) -> None:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """The resolved config, every default spelled out; written and renamed."""
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(
+        f".{path.name}.{os.uname().nodename}.{os.getpid()}"
+    )  # the seeds of one run may be several jobs
     temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     os.replace(temporary, path)
 
 
-def _check_same_options(config: RunConfig, path: Path) -> None:
-    before, now = _flat(yaml.safe_load(path.read_text()) or {}), _flat(config.model_dump(mode="json"))
-    changed = [
-        f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
+def changed_options(config: RunConfig, path: Path) -> list[str]:
+    """What computes something else in `config` than in the config.yaml at `path`: "training.batch_size: was 8, now 50".
+
+    An option that the version which wrote `path` did not have counts as its default.
+    """
+    raw = yaml.safe_load(path.read_text()) or {}
+    with suppress(ValidationError):  # of another version: compared as it is
+        raw = type(config).model_validate(raw).model_dump(mode="json")
+    before, now = _flat(raw), _flat(config.model_dump(mode="json"))
+    return [
+        f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
     ]
+
+
+def _check_same_options(config: RunConfig, path: Path) -> None:
+    changed = [f"  {option}" for option in changed_options(config, path)]
     if changed:
         raise ConfigError(
             "\n".join([f"run {path.parent}: cannot resume with other options.", *changed])

@@ -73,3 +73,17 @@ class RunLock:
             with suppress(OSError):
                 self._file.close()
             self._file = None
+
+
+def holder(run_dir: Path) -> str | None:
+    """Which process is writing into a run directory: its own words; None if no other one is.
+
+    Never ask while this process holds it: closing a file lets go all POSIX locks that its process has on it.
+    """
+    with suppress(OSError), (run_dir / LOCK).open("r+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return file.read().strip() or "unknown"
+    return None

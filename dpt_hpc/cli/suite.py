@@ -1,0 +1,47 @@
+"""The verb suite: many pre-trainings and fine-tunings, and their tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpt_hpc.cli.app import Json, Quiet, app, console
+
+
+@app.command(
+    epilog="Example: `dpt-hpc suite configs/suite/paper.yaml`, in as many shells, ranks of srun or jobs of an array as "
+    "there are cores or GPUs; `dpt-hpc suite configs/suite/paper.yaml --status`"
+)
+def suite(
+    config: Path,
+    run_dir: Annotated[str | None, typer.Option(help="Instead of the file's run_dir.")] = None,
+    status: Annotated[bool, typer.Option("--status", help="Tell what is done, running and missing.")] = False,
+    tables: Annotated[bool, typer.Option("--tables", help="Run nothing; write the tables of what is there.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory of the tables; else RUN_DIR/tables.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Pre-train and fine-tune all that the file names, beside other workers, and write tables like the paper's."""
+    from dpt_hpc.suite.plan import plan_suite
+    from dpt_hpc.train import signals
+
+    signals.listen()
+    plan = plan_suite(config, run_dir)
+    if status:
+        from dpt_hpc.suite.status import as_json as state_of
+        from dpt_hpc.suite.status import describe
+
+        print(json.dumps(state_of(plan)) if as_json else "\n".join(describe(plan)))
+        return
+    from dpt_hpc.suite.outcome import write_outcome
+
+    if not tables:
+        from dpt_hpc.suite.work import alone, work
+
+        work(plan, alone(), lambda line: console.print(line, markup=False, soft_wrap=True), quiet=quiet)
+    written = write_outcome(plan, out or plan.run_dir / "tables", f"dpt-hpc suite {config} --tables")
+    if not quiet:
+        console.print(f"wrote {written[0]}", markup=False, soft_wrap=True)

@@ -1,0 +1,133 @@
+"""The cells of a suite in the order in which they are run: which config, in which directory, after which other one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpt_hpc.suite.config import BASELINE, Figure, Network, Recipe, SuiteConfig, load_suite, overrides
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+from dpt_hpc.train.config_file import load_config
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainCell:
+    """A pre-training. name: its own; path: its run directory. command: what makes it without the suite."""
+
+    network: str
+    name: str
+    path: Path
+    config: PretrainConfig
+    command: str
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a row of a table begins with: a pre-training, whole or its first `epochs` epochs; the baseline has none."""
+
+    name: str
+    cell: PretrainCell | None = None
+    epochs: int | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneCell:
+    """A fine-tuning, all seeds of it."""
+
+    network: str
+    pooling: str
+    start: Start
+    dataset: str
+    path: Path
+    config: FinetuneConfig
+    command: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite, spelled out. cells: fine-tunings in their order. starts: of every network, by their names."""
+
+    run_dir: Path
+    cells: tuple[FinetuneCell, ...]
+    starts: dict[str, dict[str, Start]]
+    figures: dict[str, Figure]
+
+    @property
+    def order(self) -> tuple[PretrainCell | FinetuneCell, ...]:
+        """All that is run: every pre-training before the first cell that needs it."""
+        found: list[PretrainCell | FinetuneCell] = []
+        for cell in self.cells:
+            if cell.start.cell is not None and cell.start.cell not in found:
+                found.append(cell.start.cell)
+            found.append(cell)
+        return tuple(found)
+
+
+def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
+    """Read a suite and every config that it names. run_dir: instead of the file's.
+
+    Raises ConfigError for whatever is wrong in any of them, before anything is run.
+    """
+    suite = load_suite(path, run_dir)
+    folder = Path(path).parent
+    starts = {name: _starts(suite, name, network, folder) for name, network in suite.networks.items()}
+    cells: dict[Path, FinetuneCell] = {}
+    for block in suite.cells:
+        network = suite.networks[block.network]
+        for pooling in block.pooling:
+            for name in block.pretrainings:
+                for dataset in block.datasets or network.datasets:
+                    start = starts[block.network][name]
+                    cell = _finetune_cell(suite, block.network, pooling, start, dataset, folder)
+                    cells.setdefault(cell.path, cell)  # named by two blocks, it is run at its first place
+    return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures)
+
+
+def _starts(suite: SuiteConfig, name: str, network: Network, folder: Path) -> dict[str, Start]:
+    runs: dict[str, PretrainCell] = {}
+    for key, pretraining in network.pretrainings.items():
+        if pretraining.config is not None:
+            directory = f"{suite.run_dir}/{name}/pretrain/{key}"
+            changes = overrides(network.set, network.set_pretraining, pretraining.set, {"run_dir": directory})
+            file = _near(folder / pretraining.config)
+            config = load_config(file, PretrainConfig, _words(changes))
+            runs[key] = PretrainCell(name, key, Path(directory), config, _command("pretrain", file, changes))
+    found = {BASELINE: Start(BASELINE)}
+    for key, pretraining in network.pretrainings.items():
+        found[key] = Start(key, runs[pretraining.of or key], pretraining.epochs, pretraining.label)
+    return found
+
+
+def _finetune_cell(
+    suite: SuiteConfig, name: str, pooling: str, start: Start, dataset: str, folder: Path
+) -> FinetuneCell:
+    network = suite.networks[name]
+    recipe: Recipe = network.datasets[dataset]
+    directory = f"{suite.run_dir}/{name}/{pooling}/{start.name}/{dataset}"
+    origin: dict[str, object] = {"model.pooling": pooling}
+    if start.cell is not None:
+        origin["pretrained"] = str(start.cell.path)
+    if start.epochs is not None:
+        origin["pretrained_epochs"] = start.epochs
+    changes = overrides(network.set, network.set_finetuning, recipe.set, origin, {"run_dir": directory})
+    file = _near(folder / recipe.config)
+    config = load_config(file, FinetuneConfig, _words(changes))
+    command = _command("finetune", file, changes)
+    return FinetuneCell(name, pooling, start, dataset, Path(directory), config, command)
+
+
+def _near(file: Path) -> str:
+    """`file` without the detours of a path relative to the suite's file."""
+    return os.path.relpath(file) if not file.is_absolute() else os.path.normpath(file)
+
+
+def _words(changes: dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in changes.items()]
+
+
+def _command(verb: str, file: str, changes: dict[str, str]) -> str:
+    words = [word for change in _words(changes) for word in ("--set", change)]
+    return shlex.join(["dpt-hpc", verb, file, *words])

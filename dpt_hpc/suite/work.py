@@ -1,0 +1,174 @@
+"""A worker: it takes the next cell that nobody holds, until all are done. Any number of them share a directory."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpt_hpc.errors import DptError, EnvironmentFault
+from dpt_hpc.suite.plan import FinetuneCell, Plan, PretrainCell
+from dpt_hpc.train import signals
+from dpt_hpc.train.finetune import finetune
+from dpt_hpc.train.pretrain import pretrain
+from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.train.run import finished_to
+from dpt_hpc.train.run_dir import claim_run_dir, save_config
+from dpt_hpc.train.run_lock import RunLock, holder
+from dpt_hpc.train.signals import Interrupted
+from dpt_hpc.train.world import World, find_world
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds after which a worker looks again, where all that is left is held by others or waits for them; twice as long
+each time."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one worker does at a time: a pre-training, or one seed of a fine-tuning."""
+
+    cell: PretrainCell | FinetuneCell
+    seed: int | None = None
+
+    @property
+    def path(self) -> Path:
+        """The directory of its run."""
+        return self.cell.path if self.seed is None else self.cell.path / f"seed_{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return finished_to(self.path, self.cell.config.training.epochs)
+
+    @property
+    def needs(self) -> Unit | None:
+        """What must be finished before it."""
+        first = self.cell.start.cell if isinstance(self.cell, FinetuneCell) else None
+        return None if first is None else Unit(first)
+
+
+def units_of(cell: PretrainCell | FinetuneCell) -> list[Unit]:
+    """What a cell consists of."""
+    if isinstance(cell, PretrainCell):
+        return [Unit(cell)]
+    return [Unit(cell, seed) for seed in cell.config.seeds]
+
+
+class CellsFailed(DptError):
+    """Some cells of a suite could not be run; the others were."""
+
+
+def alone() -> Ranks:
+    """A world of one for this worker, also where srun has started many: on its own GPU, if the node has several."""
+    return Ranks(replace(World(), local_rank=find_world().local_rank, source="dpt-hpc suite: one worker"))
+
+
+def work(plan: Plan, ranks: Ranks, say: Callable[[str], None], *, quiet: bool = False) -> None:
+    """Run what is left of `plan`, beside other workers, until every cell is finished or has failed.
+
+    A cell whose worker is lost is taken up again, from its last checkpoint. One that fails is told, and left to the
+    next call. Raises CellsFailed at the end if some did, Interrupted when told to stop.
+    """
+    left = [unit for cell in plan.order for unit in units_of(cell)]
+    failed: dict[Unit, str] = {}
+    seconds = FIRST_WAIT
+    while True:
+        _heed_signals()
+        left = [unit for unit in left if not unit.finished]
+        waiting = False
+        for unit in left:
+            if unit in failed:
+                continue
+            if unit.needs is not None and not unit.needs.finished:
+                if unit.needs in failed:
+                    failed[unit] = f"its pre-training {unit.needs.path} has failed"
+                waiting = True
+                continue
+            with _held(unit) as mine:
+                if not mine:
+                    waiting = True
+                    continue
+                if unit.finished:
+                    continue
+                say(f"== {unit.path}: {'goes on' if (unit.path / 'config.yaml').exists() else 'begins'}")
+                seconds = FIRST_WAIT
+                if fault := _run(unit, ranks, quiet=quiet):
+                    failed[unit] = fault
+                    say(f"== {unit.path}: failed\n{fault}")
+            break  # look again from the first one: a lost worker's cell comes before new ones
+        else:
+            if not waiting or all(unit in failed for unit in left):
+                break
+            _wait(seconds)
+            seconds = min(2 * seconds, LONGEST_WAIT)
+    if failed:
+        listed = "\n".join(f"  {unit.path}: {fault.splitlines()[0]}" for unit, fault in failed.items())
+        raise CellsFailed(
+            f"{len(failed)} of the suite's runs failed; all others are done.\n{listed}\n"
+            "Mend the causes and start the suite again: what is finished is not run again."
+        )
+
+
+@contextmanager
+def _held(unit: Unit) -> Iterator[bool]:
+    """Hold a unit's run directory; False where another process does."""
+    if holder(unit.path) is not None:
+        yield False
+        return
+    unit.path.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(unit.path)
+    try:
+        lock.take(0)
+    except EnvironmentFault:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _run(unit: Unit, ranks: Ranks, *, quiet: bool) -> str | None:
+    """Run a unit that this process holds; returns what went wrong."""
+    try:
+        cell = unit.cell
+        if isinstance(cell, PretrainCell):
+            pretrain(cell.config, ranks, resume=True, quiet=quiet, command=cell.command)
+        elif unit.seed is not None:
+            _open_cell(cell)
+            finetune(cell.config, ranks, resume=True, quiet=quiet, seeds=[unit.seed], command=cell.command)
+    except Interrupted:
+        raise
+    except DptError as error:
+        return str(error)
+    except Exception as error:  # of the program: the other cells must not wait for its mend
+        traceback.print_exc(file=sys.stderr)
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _open_cell(cell: FinetuneCell) -> None:
+    """Write down what all seeds of a fine-tuning have in common, by whoever comes first."""
+    lock = RunLock(cell.path)
+    lock.take(cell.config.engine.rank_timeout)
+    try:
+        if not (cell.path / "config.yaml").exists():
+            save_config(cell.config, cell.path / "config.yaml")
+        claim_run_dir(cell.path, cell.config, resume=True)
+    finally:
+        lock.release()
+
+
+def _wait(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        _heed_signals()
+        time.sleep(0.2)
+
+
+def _heed_signals() -> None:
+    if name := signals.received():
+        raise Interrupted(f"told to stop ({name}), between two cells.\nStart the suite again to go on.")
