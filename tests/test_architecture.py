@@ -42,6 +42,8 @@ LAYERS: dict[str, set[str]] = {
 DOORS: dict[str, tuple[str, ...]] = {
     "ase": ("data/ingest/", "calculator.py"),  # the calculator is a class of ASE's
     "pymatgen": ("data/ingest/",),
+    "pooch": ("data/catalog/download.py",),
+    "requests": ("data/catalog/download.py",),
     "h5py": ("data/shard_file.py",),
     "deepspeed": ("train/engine.py",),
     "mpi4py": ("train/world.py", "train/one_sided.py", "data/store_cluster.py"),
@@ -164,7 +166,17 @@ for name in {modules!r}:
 
 def test_kernels_models_and_a_single_process_run_need_only_torch_numpy_and_h5py() -> None:
     """Imports them with the heavy dependencies made unimportable."""
-    blocked = ["ase", "pymatgen", "deepspeed", "mpi4py", "matplotlib", "typer", "torch_scatter", "torch_cluster"]
+    blocked = [
+        "ase",
+        "pymatgen",
+        "pooch",
+        "deepspeed",
+        "mpi4py",
+        "matplotlib",
+        "typer",
+        "torch_scatter",
+        "torch_cluster",
+    ]
     rooms = ["structure", "ops", "models", "data", "train"]
     modules = [f"dpt_hpc.{room}" for room in rooms]
     modules += [f"dpt_hpc.train.{path.stem}" for path in sorted((PACKAGE / "train").glob("[!_]*.py"))]

@@ -166,7 +166,7 @@ def _elements(summary: DatasetSummary) -> Text:
 
 
 def _origin(summary: DatasetSummary) -> Text:
-    lines = []
+    lines = origin_lines(summary.provenance)
     for source in summary.provenance.get("sources", []):
         dropped = "".join(f"; {count:,} {reason}" for reason, count in source.get("dropped", {}).items())
         lines.append(
@@ -175,3 +175,19 @@ def _origin(summary: DatasetSummary) -> Text:
         )
         lines += [f"  check: {line}" for line in source.get("checks", [])]
     return Text("\n".join(lines) or "of unknown origin")
+
+
+def origin_lines(provenance: Mapping[str, Any]) -> list[str]:
+    """What a dataset of the catalog says of its licence, citation and files; nothing for another one."""
+    origin = provenance.get("origin")
+    if not origin:
+        return []
+    lines = [
+        f"{origin['dataset']}, of the catalog",
+        f"licence: {origin['licence']}",
+        f"cite: {origin['citation']}. https://doi.org/{origin['doi']}",
+    ]
+    for file in origin["files"]:
+        known = "" if file["verified"] else ", not verified"
+        lines.append(f"file {file['file']}: sha256 {file['sha256']}{known}; {file['url'] or 'no public address'}")
+    return lines

@@ -12,6 +12,7 @@ from typing import Any
 from dpt_hpc.data.ingest.ase_readers import read_ase, read_cif, read_extxyz
 from dpt_hpc.data.ingest.json_readers import read_matdeeplearn, read_mlearn, read_mptrj, read_pymatgen
 from dpt_hpc.data.ingest.json_stream import JsonError, stream_items
+from dpt_hpc.data.ingest.matbench import read_matbench
 from dpt_hpc.data.ingest.options import IngestOptions
 from dpt_hpc.data.ingest.pickles import read_mpf_pickle
 from dpt_hpc.data.ingest.record import Broken, Record
@@ -44,6 +45,7 @@ FORMATS: Mapping[str, Format] = {
     "cif": Format(read_cif, Units()),
     "pymatgen": Format(read_pymatgen, Units(), stress_stated=False),
     "matdeeplearn": Format(read_matdeeplearn, Units(), stress_stated=False),
+    "matbench": Format(read_matbench, Units()),
     "mlearn": Format(read_mlearn, VASP),
     "mptrj": Format(read_mptrj, VASP),
     "mpf-pickle": Format(read_mpf_pickle, VASP),
@@ -85,6 +87,8 @@ def _json_format(path: Path) -> str:
     if not head:
         raise DataError(f"{path}: is empty.\nCheck the file.")
     key, item = head[0]
+    if key in ("index", "columns") and isinstance(item, list):
+        return "matbench"
     if key is not None and not isinstance(item, Mapping):
         item = {key: item, **dict(islice(stream_items(path), 64))}
         key = None

@@ -46,7 +46,7 @@ def _matdeeplearn(name: str, raw: Json, options: IngestOptions) -> Record:
         numeric(_field(raw, "cell"), "cell", (3, 3)),
         pbc=np.asarray(raw.get("pbc", (True, True, True)), dtype=bool),
         **_labels(raw, options),
-        properties=_targets(raw, options.targets),
+        properties=targets_of(raw, options.targets),
         structure_id=_text(raw, options.id_key or "structure_id"),
         group=_text(raw, options.group_key) if options.group_key else "",
     )
@@ -70,7 +70,7 @@ def _mlearn(name: str, raw: Json, options: IngestOptions) -> Record:
         coordinates if atoms.get("cartesian") else coordinates @ cell,
         cell,
         **_labels(raw, options, {"stress": "stresses"}),
-        properties=_targets(raw, options.targets),
+        properties=targets_of(raw, options.targets),
         structure_id=_text(raw, options.id_key or "jid"),
         group=_text(raw, options.group_key) if options.group_key else "",
     )
@@ -104,7 +104,7 @@ def _pymatgen(name: str, raw: Json, options: IngestOptions) -> Record:
         name,
         *structure_arrays(structure),
         **_labels(beside, options),
-        properties=_targets({**(raw.get("data") or {}), **beside}, options.targets),
+        properties=targets_of({**(raw.get("data") or {}), **beside}, options.targets),
         structure_id=_text(beside, options.id_key) if options.id_key else _text(raw, "entry_id"),
         group=_text(beside, options.group_key) if options.group_key else "",
     )
@@ -123,7 +123,7 @@ def read_mptrj(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
             name,
             *structure_arrays(_field(raw, "structure")),
             **labels,
-            properties=_targets(raw, options.targets),
+            properties=targets_of(raw, options.targets),
             structure_id=_text(raw, options.id_key) or name,
             group=_text(raw, options.group_key) if options.group_key else "",
         )
@@ -228,7 +228,7 @@ def _labels(raw: Json, options: IngestOptions, keys: Mapping[str, str] | None = 
     }
 
 
-def _targets(raw: Json, targets: Mapping[str, str]) -> dict[str, float]:
+def targets_of(raw: Json, targets: Mapping[str, str]) -> dict[str, float]:
     """The named targets that a record has."""
     named = {name: raw[key] for name in targets for key in (name, f"y_{name}") if raw.get(key) is not None}
     if not named and targets and raw.get("y") is not None:

@@ -38,6 +38,24 @@ def stream_items(path: Path) -> Iterator[tuple[str | None, Any]]:
         raise JsonError(f"cannot be read: {error}") from None
 
 
+def stream_table(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
+    """(key, value) of the outermost object, but (rows, item) of each item of the list of that key. Raises JsonError."""
+    try:
+        with open_text(path) as stream:
+            window = _Window(stream)
+            for key in window.fields():
+                if key != rows:
+                    yield key, window.value()
+                    continue
+                if (found := window.peek()) != "[":
+                    raise JsonError(f"{rows} starts with {found!r}, expected a list")
+                for _, item in window.inside():
+                    yield rows, item
+            window.expect_end()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise JsonError(f"cannot be read: {error}") from None
+
+
 class _Window:
     """A piece of the text, and how much of the file lies before it."""
 
@@ -50,22 +68,42 @@ class _Window:
         self.decoder = json.JSONDecoder()
 
     def items(self) -> Iterator[tuple[str | None, Any]]:
+        yield from self.inside()
+        self.expect_end()
+
+    def inside(self) -> Iterator[tuple[str | None, Any]]:
+        """(None, item) of the list that begins here, or (key, value) of the object."""
         opening = self.peek()
-        if opening not in ("[", "{"):
+        if opening == "{":
+            for key in self.fields():
+                yield key, self.value()
+            return
+        if opening != "[":
             raise JsonError(f"starts with {opening!r}, expected a JSON list or object")
-        closing = "]" if opening == "[" else "}"
+        for _ in self.places("]"):
+            yield None, self.value()
+
+    def fields(self) -> Iterator[str]:
+        """The keys of the object that begins here; whoever takes one then reads its value."""
+        if (opening := self.peek()) != "{":
+            raise JsonError(f"starts with {opening!r}, expected a JSON object")
+        for _ in self.places("}"):
+            key = self.value()
+            self.expect(":")
+            yield key
+
+    def places(self, closing: str) -> Iterator[None]:
+        """Stands at each entry of the list or object that begins here, up to its end."""
         self.position += 1
         if self.peek() != closing:
             while True:
-                key = None
-                if opening == "{":
-                    key = self.value()
-                    self.expect(":")
-                yield key, self.value()
+                yield
                 if self.peek() == closing:
                     break
                 self.expect(",")
         self.position += 1
+
+    def expect_end(self) -> None:
         if trailing := self.peek():
             raise JsonError(f"{trailing!r} follows the end of the JSON text at character {self.before + self.position}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,10 +40,13 @@ def ingest(
     out: str | Path,
     options: IngestOptions | None = None,
     progress: Progress = None,
+    *,
+    origin: Mapping[str, Any] | None = None,
 ) -> IngestReport:
     """Read `sources` (files, or directories of them) in order, and write a dataset directory `out`.
 
-    progress: called with the report so far, at the start of each source and every thousand records.
+    progress: called with the report so far, at the start of each source and every thousand records. origin: where the
+    sources come from (licence, citation, addresses), for the manifest; it does not change the dataset's digest.
 
     Raises DataError, naming file and record, for a file that cannot be read, broken records (unless
     `options.skip_broken`), missing required labels, and labels whose units or signs contradict each other; ConfigError
@@ -74,6 +77,8 @@ def ingest(
         for report, stated in zip(reports, units, strict=True):
             yield from intake.take(report, stated, progress)
         provenance["sources"] = [report.summary() for report in reports]
+        if origin is not None:
+            provenance["origin"] = dict(origin)
         provenance["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     manifest = write_dataset(

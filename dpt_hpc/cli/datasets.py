@@ -1,0 +1,131 @@
+"""Verbs on the catalog of public datasets: list, show, get, mirror."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpt_hpc.cli.app import Json, Quiet, app, console
+from dpt_hpc.errors import ConfigError, DataError
+
+data = typer.Typer(no_args_is_help=True, help="Public datasets by name: list them, get them, fill a mirror with them.")
+app.add_typer(data, name="data")
+
+CatalogFile = Annotated[Path | None, typer.Option("--catalog", help="Another catalog of the same form.")]
+Mirror = Annotated[
+    Path | None,
+    typer.Option("--mirror", envvar="DPT_HPC_MIRROR", help="Take the files from this directory, not the internet."),
+]
+Unverified = Annotated[
+    bool, typer.Option("--unverified", help="Take files whose SHA-256 is not known, and print what it is.")
+]
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
+
+
+@data.command("list", epilog="Example: `dpt-hpc data list`")
+def list_datasets(catalog: CatalogFile = None, as_json: Json = False) -> None:
+    """Names, sizes, labels and licences, and what of it could not be tried."""
+    from dpt_hpc.data.catalog import Catalog
+
+    entries = list(Catalog.read(catalog))
+    if as_json:
+        print(json.dumps([{**entry.model_dump(mode="json"), "state": entry.state} for entry in entries]))
+        return
+    _say(f"{'name':24}{'records':>10}{'MB':>8}  {'labels':36} state")
+    for entry in entries:
+        size = "?" if entry.size is None else f"{entry.size / 1e6:.1f}"
+        records = "" if entry.records is None else f"{entry.records:,}"
+        _say(f"{entry.name:24}{records:>10}{size:>8}  {entry.short_labels:36} {entry.state}")
+    _say("`dpt-hpc data show NAME`: files, checksums, licence, citation. `dpt-hpc data get NAME`: the dataset.")
+
+
+@data.command(epilog="Example: `dpt-hpc data show jdft`")
+def show(name: str, catalog: CatalogFile = None, as_json: Json = False) -> None:
+    """Files, addresses, checksums, licence, citation, and the options of its ingest."""
+    from dpt_hpc.data.catalog import Catalog
+
+    entry = Catalog.read(catalog)[name]
+    if as_json:
+        print(json.dumps({**entry.model_dump(mode="json"), "state": entry.state}))
+        return
+    for line in entry.lines():
+        _say(line)
+
+
+@data.command(epilog="Example: `dpt-hpc data get jdft --out data`, which makes data/jdft")
+def get(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of the catalog.")],
+    out: Annotated[Path, typer.Option(help="The dataset becomes OUT/NAME, its files OUT/raw/NAME.")] = Path("data"),
+    raw: Annotated[bool, typer.Option("--raw", help="Only get the files.")] = False,
+    mirror: Mirror = None,
+    unverified: Unverified = False,
+    catalog: CatalogFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download the files, compare their SHA-256, and ingest them with the right units, signs and targets."""
+    from dpt_hpc.data.catalog import Catalog, Sources, get_dataset
+
+    found = Catalog.read(catalog)
+    for entry in [found[name] for name in names]:
+        with _Bar(quiet) as bar:
+            sources = Sources(mirror, unverified, bar.show)
+            report = get_dataset(entry, out, sources, (lambda _: None) if quiet else bar.say, raw=raw)
+        for line in report.lines() if report is not None and not quiet else ():
+            _say(line)
+
+
+@data.command(epilog="Example: `dpt-hpc data mirror /project/mirror jdft phonons`, where there is internet")
+def mirror(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What --mirror will name.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Names of the catalog.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All files that have an address and a checksum.")] = False,
+    source: Annotated[Path | None, typer.Option("--mirror", help="Copy them from another mirror.")] = None,
+    unverified: Unverified = False,
+    catalog: CatalogFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fill a directory with the files of datasets, checked, for machines without internet."""
+    from dpt_hpc.data.catalog import Catalog, Sources, fill_mirror
+
+    found = Catalog.read(catalog)
+    if everything == bool(names):
+        raise ConfigError("data mirror: name the datasets, or say --all.")
+    chosen = [found[name] for name in names or ()]
+    if everything:
+        chosen = [e for e in found if source or all(f.url and (f.sha256 or unverified) for f in e.files)]
+    with _Bar(quiet) as bar:
+        sources = Sources(source, unverified, bar.show)
+        failed = fill_mirror(chosen, directory, sources, (lambda _: None) if quiet else bar.say)
+    if failed:
+        raise DataError(f"{directory}: {len(failed)} files are missing.\n" + "\n".join(failed))
+
+
+class _Bar:
+    """A progress bar on a terminal; elsewhere nothing, for logs."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        self.task = None if quiet else self.progress.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def say(self, line: str) -> None:
+        _say(line)
+
+    def show(self, done: int, total: int | None) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, completed=done, total=total, visible=done != total)

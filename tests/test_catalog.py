@@ -1,0 +1,394 @@
+"""Datasets by name: the catalog itself, a mirror, downloads from a server on this machine, provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from crystals import crystals, write_extxyz
+from file_server import Served, serving
+
+from dpt_hpc.cli import run_command_line
+from dpt_hpc.data.catalog import Catalog, Entry, RawFile, Sources, fill_mirror, get_dataset, obtain
+from dpt_hpc.data.catalog.download import download
+from dpt_hpc.data.ingest import IngestOptions, ingest
+from dpt_hpc.data.inspect import inspect_dataset, origin_lines
+from dpt_hpc.data.manifest import Manifest
+from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
+
+CONTENT = bytes(range(256)) * 40_000
+"""Ten megabytes, so that an answer can be cut within."""
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def raw_file(url: str | None, content: bytes = CONTENT, **changes: Any) -> RawFile:
+    return RawFile(**{"name": "set.bin", "url": url, "sha256": digest(content), "size": len(content), **changes})
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[Served]:
+    with serving({"set.bin": CONTENT}) as served:
+        yield served
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> bytes:
+    """An extended XYZ file with all labels."""
+    (tmp_path / "source").mkdir()
+    return write_extxyz(tmp_path / "source", crystals()).read_bytes()
+
+
+def entry_of(url: str | None, content: bytes, **changes: Any) -> dict[str, Any]:
+    """A catalog's entry of one extended XYZ file."""
+    return {
+        "name": "small",
+        "about": "A few crystals.",
+        "labels": "energy (eV)",
+        "records": 4,
+        "structures": None,
+        "licence": "CC0",
+        "citation": "Nobody, J. Tests 1, 1 (2026)",
+        "doi": "10.0000/nothing",
+        "tried": False,
+        "ingested": False,
+        "files": [{"name": "small.xyz", "url": url, "sha256": digest(content), "size": len(content)}],
+        "ingest": {"max_atoms": 64},
+        **changes,
+    }
+
+
+# The catalog.
+
+
+def test_every_entry_says_what_a_user_must_know() -> None:
+    names = [entry.name for entry in Catalog.read()]
+    assert len(names) == len(set(names))
+    for entry in Catalog.read():
+        assert entry.licence
+        assert entry.citation
+        assert re.fullmatch(r"10\.\d{4,}/\S+", entry.doi), entry.name
+        for file in entry.files:
+            assert file.url is None or file.url.startswith(("https://", "doi:10.")), file.url
+            assert file.url or file.sha256, f"{file.name}: nothing would tell it"
+        # What is read together must be told apart: two files of one name cannot lie in one folder.
+        assert len({file.name for file in entry.files}) == len(entry.files)
+
+
+def test_files_of_one_address_are_pinned_alike() -> None:
+    pins: dict[str, set[tuple[str | None, int | None]]] = {}
+    for entry in Catalog.read():
+        for file in entry.files:
+            pins.setdefault(file.url or file.name, set()).add((file.sha256, file.size))
+    assert all(len(found) == 1 for found in pins.values())
+
+
+def test_units_of_the_targets_are_those_of_the_paper() -> None:
+    wanted = {
+        "jdft": {"exfoliation_energy": "meV/atom"},
+        "phonons": {"last_phdos_peak": "1/cm"},
+        "work_function_2d": {"work_function": "eV"},
+        "perovskites": {"formation_energy": "eV/cell"},
+        "matbench_mp_e_form": {"formation_energy_per_atom": "eV/atom"},
+    }
+    catalog = Catalog.read()
+    for name, targets in wanted.items():
+        options = catalog[name].options
+        assert options is not None
+        assert options.targets == targets
+
+
+def test_an_unknown_name_is_told_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"dataset fonons: not in the catalog\.\nDid you mean phonons"):
+        Catalog.read()["fonons"]
+    with pytest.raises(ConfigError, match="`dpt-hpc data list` shows all"):
+        Catalog.read()["xyzzy"]
+
+
+def test_a_wrong_catalog_is_told_by_entry_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump([entry_of(None, b"", licence=None, size=3)]))
+    with pytest.raises(ConfigError, match=r"own\.yaml: 2 entries are wrong\.\n  0\.licence: .*\n  0\.size: "):
+        Catalog.read(path)
+    path.write_text(yaml.safe_dump([entry_of(None, b"", ingest={"max_atom": 3})]))
+    with pytest.raises(ConfigError, match=r"max_atom.*\nSee `dpt-hpc ingest --help`"):
+        Catalog.read(path)
+    path.write_text(yaml.safe_dump([entry_of(None, b"")] * 2))
+    with pytest.raises(ConfigError, match="two entries have the same name"):
+        Catalog.read(path)
+    path.write_text("[")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        Catalog.read(path)
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        Catalog.read(tmp_path / "nowhere.yaml")
+
+
+def test_list_and_show_say_what_was_not_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command_line(["data", "list"])
+    told = capsys.readouterr().out
+    assert re.search(r"mptrj +1,580,395 .*download not tried, no checksum known, ingest not tried", told)
+    assert re.search(r"perovskites +18,928 .*from a mirror only", told)
+    run_command_line(["data", "show", "jdft"])
+    told = capsys.readouterr().out
+    assert "licence: none stated with this copy" in told
+    assert "10.1038/s41598-017-05402-0" in told
+    assert "2387ac7aac830ab975a18a4b48439529d209dfc0f0ca6580e8d4a2bae2d8207d" in told
+    assert "exfoliation_energy" in told
+    run_command_line(["data", "show", "mptrj", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["tried"] is False
+    assert shown["files"][0]["sha256"] is None
+    run_command_line(["data", "list", "--json"])
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)} >= {"jdft", "mptrj", "matbench_mp_gap"}
+
+
+# Downloads.
+
+
+def test_a_download_is_checked_and_not_repeated(server: Served, tmp_path: Path) -> None:
+    file = raw_file(server.url("set.bin"))
+    shown: list[tuple[int, int | None]] = []
+    first = obtain(file, tmp_path, Sources(progress=lambda done, total: shown.append((done, total))), quiet)
+    assert first.path.read_bytes() == CONTENT
+    assert (first.verified, first.how) == (True, "downloaded")
+    assert shown[-1] == (len(CONTENT), len(CONTENT))
+    assert obtain(file, tmp_path, Sources(), quiet).how == "already there"
+    assert server.asked == [None]
+    assert [p.name for p in tmp_path.iterdir()] == ["set.bin"]
+
+
+def test_a_cut_download_goes_on_where_it_ended(server: Served, tmp_path: Path) -> None:
+    server.cuts = [3_000_000, 2_000_000]
+    assert download(raw_file(server.url("set.bin")), tmp_path).read_bytes() == CONTENT
+    starts = [int(asked[6:-1]) if asked else 0 for asked in server.asked]
+    assert starts[0] == 0
+    assert 2_000_000 < starts[1] < starts[2] <= 5_000_000
+
+
+def test_a_download_that_stays_cut_is_kept_for_the_next_command(server: Served, tmp_path: Path) -> None:
+    server.cuts = [3_000_000, 0, 0, 0, 0]
+    file = raw_file(server.url("set.bin"))
+    with pytest.raises(
+        EnvironmentFault, match=r"cut off after [\d,]+ of 10,240,000 bytes, 4 times in a row.*\nThey are"
+    ):
+        download(file, tmp_path)
+    assert not (tmp_path / "set.bin").exists()
+    server.cuts, server.asked = [], []
+    assert download(file, tmp_path).read_bytes() == CONTENT
+    assert server.asked[0] is not None
+
+
+def test_a_server_without_ranges_sends_the_whole_again(server: Served, tmp_path: Path) -> None:
+    server.cuts, server.ranges = [3_000_000], False
+    assert download(raw_file(server.url("set.bin")), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("tag", ['"one"', None])
+def test_halves_of_two_versions_are_not_joined_where_no_digest_would_tell(
+    server: Served, tmp_path: Path, tag: str | None
+) -> None:
+    server.cuts, server.tag = [3_000_000, 0, 0, 0, 0, 0], tag
+    file = raw_file(server.url("set.bin"), sha256=None, size=None)
+    with pytest.raises(EnvironmentFault):
+        download(file, tmp_path)
+    server.files["set.bin"] = CONTENT[::-1]
+    server.cuts, server.tag = [], tag and '"two"'
+    assert download(file, tmp_path).read_bytes() == CONTENT[::-1]
+
+
+def test_a_part_that_is_whole_is_taken_as_it_is(server: Served, tmp_path: Path) -> None:
+    (tmp_path / "set.bin.part").write_bytes(CONTENT)
+    assert download(raw_file(server.url("set.bin")), tmp_path).read_bytes() == CONTENT
+    (tmp_path / "set.bin").rename(tmp_path / "set.bin.part")
+    with (tmp_path / "set.bin.part").open("ab") as stream:
+        stream.write(b"more")
+    assert download(raw_file(server.url("set.bin")), tmp_path).read_bytes() == CONTENT
+
+
+def test_other_bytes_are_refused_with_both_digests(server: Served, tmp_path: Path) -> None:
+    file = raw_file(server.url("set.bin"), CONTENT[::-1])
+    with pytest.raises(DataError) as caught:
+        download(file, tmp_path)
+    assert f"SHA-256 is {digest(CONTENT)}, expected {digest(CONTENT[::-1])}" in str(caught.value)
+    assert "--mirror DIR" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match="has 10,240,000 bytes, expected 7: not the file that is pinned"):
+        download(raw_file(server.url("set.bin"), size=7), tmp_path)
+
+
+def test_what_the_server_refuses_is_told_with_its_code(server: Served, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.bin: the server answers 404 Not Found\.\nThe file has moved"):
+        download(raw_file(server.url("gone.bin")), tmp_path)
+    server.errors = [503]
+    with pytest.raises(EnvironmentFault, match=r"the server answers 503 Service Unavailable\.\nTry again later"):
+        download(raw_file(server.url("set.bin")), tmp_path)
+
+
+def test_without_internet_the_message_names_proxy_and_mirror(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = raw_file("http://127.0.0.1:9/set.bin")
+    with pytest.raises(EnvironmentFault) as caught:
+        download(closed, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "http://127.0.0.1:9/set.bin: cannot be reached (Connection refused)."
+    assert "set HTTPS_PROXY=http://HOST:PORT" in lines[1]
+    assert "--mirror DIR (or DPT_HPC_MIRROR)" in lines[2]
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    with pytest.raises(EnvironmentFault, match=r"The proxy is HTTP_PROXY=http://127\.0\.0\.1:9: check it"):
+        download(raw_file(server.url("set.bin")), tmp_path)
+    assert server.asked == []
+
+
+def test_a_disk_without_room_is_told_before_and_during_a_download(server: Served, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"set\.bin needs 1e\+09 GB, but .* GB are free\.\nMake room"):
+        download(raw_file(server.url("set.bin"), size=10**18), tmp_path)
+    file = raw_file(server.url("set.bin"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, hard))
+    try:
+        with pytest.raises(EnvironmentFault, match=r"set\.bin\.part: cannot be written: File too large") as caught:
+            download(file, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "the same command goes on from there" in str(caught.value)
+    assert (tmp_path / "set.bin.part").stat().st_size == 4_000_000
+    server.asked.clear()
+    assert download(file, tmp_path).read_bytes() == CONTENT
+    assert server.asked == ["bytes=4000000-"]
+
+
+# Files without a known digest, or without an address.
+
+
+def test_a_file_without_a_digest_is_taken_only_when_asked(server: Served, tmp_path: Path) -> None:
+    file = raw_file(server.url("set.bin"), sha256=None, size=None)
+    with pytest.raises(ConfigError, match=r"set\.bin: no SHA-256 of this file is known.*\nTake it .*--unverified"):
+        obtain(file, tmp_path, Sources(), quiet)
+    assert server.asked == []
+    told: list[str] = []
+    found = obtain(file, tmp_path, Sources(unverified=True), told.append)
+    assert (found.sha256, found.verified) == (digest(CONTENT), False)
+    assert f"sha256 {digest(CONTENT)} (NOT VERIFIED, none is known)" in told[-1]
+
+
+def test_a_file_without_an_address_comes_from_a_mirror(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no public address holds this file\.\nName a directory.*DPT_HPC_MIRROR"):
+        obtain(raw_file(None), tmp_path, Sources(), quiet)
+
+
+# Mirrors.
+
+
+def test_a_mirror_is_searched_by_name_and_trusted_by_digest(server: Served, tmp_path: Path) -> None:
+    mirror, here = tmp_path / "mirror", tmp_path / "here"
+    file = raw_file(server.url("set.bin"))
+    with pytest.raises(ConfigError, match="no such directory"):
+        obtain(file, here, Sources(mirror), quiet)
+    (mirror / "a").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"has no set\.bin\.\nAdd it where there is internet"):
+        obtain(file, here, Sources(mirror), quiet)
+    (mirror / "a" / "set.bin").write_bytes(b"other")
+    with pytest.raises(DataError, match=f"SHA-256 is {digest(b'other')}, expected {digest(CONTENT)}"):
+        obtain(file, here, Sources(mirror), quiet)
+    (mirror / "b").mkdir()
+    (mirror / "b" / "set.bin").write_bytes(CONTENT)
+    found = obtain(file, here, Sources(mirror), quiet)
+    assert (found.path, found.how) == (mirror / "b" / "set.bin", "from the mirror")
+    assert server.asked == [], "a mirror is asked instead of the network"
+
+
+def test_a_mirror_may_hold_the_file_in_its_other_form(tmp_path: Path) -> None:
+    packed = {"name": "set.bin.gz", "sha256": digest(b"packed"), "size": 6}
+    (tmp_path / "set.bin.gz").write_bytes(b"packed")
+    found = obtain(raw_file("https://nowhere", also=packed), tmp_path / "here", Sources(tmp_path), quiet)
+    assert found.path.name == "set.bin.gz"
+    assert found.url == "https://nowhere"
+
+
+def test_a_filled_mirror_serves_another_machine(frames: bytes, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    with serving({"small.xyz": frames}) as served:
+        entry = Entry(**entry_of(served.url("small.xyz"), frames))
+        lost = Entry(**entry_of(served.url("lost.xyz"), frames, name="lost"))
+        failed = fill_mirror([entry, lost], mirror, Sources(), quiet)
+        assert len(failed) == 1
+        assert failed[0].startswith("lost: ")
+        assert "404" in failed[0]
+    assert (mirror / "SHA256SUMS").read_text() == f"{digest(frames)}  small/small.xyz\n"
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=mirror, check=True)
+    assert get_dataset(entry, tmp_path / "data", Sources(mirror), quiet) is not None
+
+
+# Datasets.
+
+
+def test_a_dataset_by_name_is_that_of_a_plain_ingest_with_its_origin(frames: bytes, tmp_path: Path) -> None:
+    with serving({"small.xyz": frames}) as served:
+        entry = Entry(**entry_of(served.url("small.xyz"), frames))
+        report = get_dataset(entry, tmp_path, Sources(), quiet)
+    assert report is not None
+    by_hand = ingest([tmp_path / "raw" / "small" / "small.xyz"], tmp_path / "by_hand", IngestOptions(max_atoms=64))
+    assert report.manifest.digest == by_hand.manifest.digest
+    made_of = Manifest.read(tmp_path / "small").provenance["origin"]
+    assert made_of["licence"] == "CC0"
+    assert made_of["doi"] == "10.0000/nothing"
+    assert made_of["files"][0]["sha256"] == digest(frames)
+    assert made_of["files"][0]["url"] == served.url("small.xyz")
+    assert str(tmp_path) not in json.dumps(made_of)
+    summary = inspect_dataset(tmp_path / "small")
+    assert "licence: CC0" in origin_lines(summary.provenance)
+    assert origin_lines(inspect_dataset(tmp_path / "by_hand").provenance) == []
+
+
+def test_inspect_shows_licence_and_citation(frames: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "catalog.yaml").write_text(yaml.safe_dump([entry_of(None, frames)]))
+    place = ["--catalog", str(tmp_path / "catalog.yaml"), "--out", str(tmp_path / "data")]
+    (tmp_path / "source" / "small.xyz").write_bytes(frames)
+    run_command_line(["data", "get", "small", *place, "--mirror", str(tmp_path / "source")])
+    told = capsys.readouterr().out
+    assert "licence: CC0" in told
+    assert "cite: Nobody, J. Tests 1, 1 (2026)" in told
+    run_command_line(["inspect", str(tmp_path / "data" / "small")])
+    shown = capsys.readouterr().out
+    assert "licence: CC0" in shown
+    assert digest(frames) in shown.replace("\n", "")
+    run_command_line(["data", "get", "small", *place])
+    assert "already there" in capsys.readouterr().out
+
+
+def test_a_dataset_of_something_else_is_not_overwritten(frames: bytes, tmp_path: Path) -> None:
+    ingest([tmp_path / "source"], tmp_path / "data" / "small")
+    with pytest.raises(DataError, match="already there, and not made of the catalog's small"):
+        get_dataset(Entry(**entry_of(None, frames)), tmp_path / "data", Sources(), quiet)
+
+
+def test_raw_keeps_only_the_files(frames: bytes, tmp_path: Path) -> None:
+    (tmp_path / "source" / "small.xyz").write_bytes(frames)
+    folds = Entry(**entry_of(None, frames, ingest=None))
+    with pytest.raises(ConfigError, match=r"hold no structures\.\nGet them with --raw"):
+        get_dataset(folds, tmp_path / "data", Sources(tmp_path / "source"), quiet)
+    assert get_dataset(folds, tmp_path / "data", Sources(tmp_path / "source"), quiet, raw=True) is None
+    assert [p.name for p in (tmp_path / "data").rglob("*") if p.is_file()] == ["small.xyz"]
