@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dpt_hpc.models import CGCNNOptions, ModelOptions, TorchMDETOptions
+from dpt_hpc.models.painn import PaiNNOptions
+from dpt_hpc.models.schnet import SchNetOptions
 
 CGCNN = CGCNNOptions(cutoff=5.0, max_neighbors=None)
 ET = TorchMDETOptions(
@@ -17,10 +19,17 @@ ET = TorchMDETOptions(
     readout_hidden=16,
     table_knots=256,
 )
+SMALL: tuple[ModelOptions, ...] = (
+    CGCNN,
+    ET,
+    SchNetOptions(cutoff=5.0, max_neighbors=None, hidden=16, layers=2, gaussians=21, gaussian_width=0.06),
+    PaiNNOptions(cutoff=5.0, max_neighbors=None, hidden=16, layers=2, radial=8, readout_hidden=8),
+)
+"""Each network at small sizes: a new one has its line here, and passes through every test that all networks pass."""
 
 NETWORKS: dict[str, ModelOptions] = {
-    f"{options.name}, {way}": replace(options, **changes)  # type: ignore[arg-type]
-    for options in (CGCNN, ET)
+    f"{options.name}, {way}": replace(options, **changes)
+    for options in SMALL
     for way, changes in {
         "exact": {},
         "table": {"filters": "table"},

@@ -73,7 +73,7 @@ def test_without_a_name_the_network_is_cgcnn(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("model=torchmd_et", r"model: a group of options, got 'torchmd_et'; did you mean model\.name=torchmd_et\?"),
-        ("model=et", r"got 'et'; did you mean model\.name=cgcnn or model\.name=torchmd_et\?"),
+        ("model=et", r"got 'et'; did you mean model\.name=cgcnn or model\.name=torchmd_et or model\.name=schnet or"),
         ("objective=derivatives", r"objective: .*; did you mean objective\.kind=derivatives\?"),
         ("training.epoch=3", r"training\.epoch: unknown option; did you mean training\.epochs\?"),
         ("trainig.epochs=3", r"trainig: unknown option; did you mean training\?"),
@@ -85,7 +85,7 @@ def test_without_a_name_the_network_is_cgcnn(tmp_path: Path) -> None:
         ("objective.kind=forces", r"objective\.kind: is 'forces'; expected derivatives or derivative_denoising"),
         ("training.epochs=0", r"training\.epochs: .*greater than or equal to 1; got 0"),
         ("training.batch_size=many", r"training\.batch_size: .*integer.*got 'many'"),
-        ("model.name=schnet", r"model\.name: is 'schnet'; expected cgcnn or torchmd_et\."),
+        ("model.name=shnet", r"model\.name: is 'shnet'; expected cgcnn or torchmd_et or schnet or painn\."),
         ("model.cutoff=-1", r"model: cutoff is -1\.0, expected more than 0\."),
         ("model.max_neighbors=0", r"model: max_neighbors is 0, expected at least 1\."),
         ("seed=[1", r"--set seed=\[1: '\[1' is not valid YAML"),

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
+from dpt_hpc.models.options import NetworkOptions
 from dpt_hpc.models.precision import Linear, NodeProducts
 from dpt_hpc.models.radial import gaussian_basis, tabulate
-from dpt_hpc.models.readout import Pooling, read_out
+from dpt_hpc.models.readout import read_out
 from dpt_hpc.ops import Backend, RadialBasis, RadiusGraph, cgconv, linear
-
-LEAST = {
-    "max_neighbors": 1,
-    "max_images": 0,
-    "num_elements": 1,
-    "hidden": 1,
-    "layers": 0,
-    "gaussians": 4,
-    "readout_hidden": 1,
-    "readout_layers": 0,
-    "table_knots": 8,
-}
-"""Smallest values of the integer options."""
 
 
 @dataclass(frozen=True)
-class CGCNNOptions:
+class CGCNNOptions(NetworkOptions):
     """Options of CGCNN; the defaults are the paper's experiments, with an exact graph.
 
     name: the network
@@ -54,32 +43,16 @@ class CGCNNOptions:
     Raises ValueError for a value out of its range.
     """
 
+    least: ClassVar[Mapping[str, int]] = {"gaussians": 4}
+    positive: ClassVar[tuple[str, ...]] = ("cutoff", "gaussian_width")
+
     name: Literal["cgcnn"] = "cgcnn"
-    cutoff: float = 8.0
-    max_neighbors: int | None = 250
-    max_images: int | None = None
-    num_elements: int = 100
     hidden: int = 100
     layers: int = 4
     gaussians: int = 50
     gaussian_width: float = 0.05
     readout_hidden: int = 150
     readout_layers: int = 3
-    pooling: Pooling = "add"
-    filters: Literal["exact", "table"] = "exact"
-    table_knots: int = 512
-    backend: Backend = "native"
-
-    def __post_init__(self) -> None:
-        for name in ("cutoff", "gaussian_width"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, expected at least {least}")
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, which this module does not import
 
 
 class CGConv(NodeProducts):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpt_hpc.models.radial import spline_basis, spline_coefficients
+from dpt_hpc.models.radial import cosine_cutoff, spline_basis, spline_coefficients
 from dpt_hpc.ops import RadialTaps, expnorm_taps, spline_taps
 
 LINEAR_PART = 0.2
@@ -74,7 +74,7 @@ class ExpNormal(nn.Module):
         lengths = torch.linalg.vector_norm(edge_vectors, dim=1)
         directions = edge_vectors / lengths[:, None]
         # Rounded, an edge may be longer than the cutoff: there the cosine has come to its end.
-        envelope = _cosine(lengths.clamp(max=self.cutoff), self.cutoff)
+        envelope = cosine_cutoff(lengths.clamp(max=self.cutoff), self.cutoff)
         if self.splines is None or self.knots is None:
             taps = expnorm_taps(lengths, self.means, self.betas, self.alpha, envelope)
             return EdgeGeometry(taps, envelope, directions)
@@ -82,7 +82,7 @@ class ExpNormal(nn.Module):
         # Beyond the cutoff the table goes on smoothly: the clamped cosine would bend the last spline.
         knots = self.knots.to(self.means.dtype)
         decay = torch.exp(-self.alpha * knots)[:, None] - self.means
-        values = _cosine(knots, self.cutoff)[:, None] * torch.exp(-self.betas * decay * decay)
+        values = cosine_cutoff(knots, self.cutoff)[:, None] * torch.exp(-self.betas * decay * decay)
         return EdgeGeometry(taps, envelope, directions, values)
 
     def _coordinate(self, lengths: Tensor) -> Tensor:
@@ -95,7 +95,3 @@ class ExpNormal(nn.Module):
             slope = self.alpha * torch.exp(-self.alpha * lengths) + LINEAR_PART / self.cutoff
             lengths = lengths + (coordinate - self._coordinate(lengths)) / slope
         return lengths
-
-
-def _cosine(lengths: Tensor, cutoff: float) -> Tensor:
-    return 0.5 * (torch.cos(lengths * (math.pi / cutoff)) + 1)

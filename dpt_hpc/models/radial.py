@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from dpt_hpc.ops import RadialBasis
+from dpt_hpc.ops import RadialBasis, RadialTaps, spline_taps
 
 TABLE_PADDING = 16
 """Knots beyond each end of the table. The end condition of an interpolating spline leaves an error there that decays
@@ -21,6 +23,53 @@ def gaussian_basis(cutoff: float, count: int, relative_width: float) -> RadialBa
     return RadialBasis(
         kind="gaussian", count=count, start=0.0, spacing=cutoff / (count - 1), width=relative_width * cutoff
     )
+
+
+def cosine_cutoff(lengths: Tensor, cutoff: float) -> Tensor:
+    """0.5 (cos(pi d / cutoff) + 1) (Behler 2011, eq. 5), lengths in Å, any shape: 1 at d = 0, 0 with slope 0 at the
+    cutoff. Not clamped beyond it, so that a table can go on smoothly."""
+    return 0.5 * (torch.cos(lengths * (math.pi / cutoff)) + 1)
+
+
+@dataclass(frozen=True)
+class RadialPoints:
+    """Lengths (L,) Å at which a network evaluates its filters, and the cosine cutoff (L,) there.
+
+    taps: None where the lengths are the edges'; with a table, its splines on the edges, and the lengths are its knots.
+    """
+
+    lengths: Tensor
+    envelope: Tensor
+    taps: RadialTaps | None = None
+
+
+class RadialGrid(nn.Module):
+    """Where filters that depend on the length alone are evaluated: on every edge, or at the knots of a uniform table.
+
+    With `knots`, a filter may be any smooth function of the length, a whole network too: its values at the knots become
+    coefficients (`spline_coefficients`), and `ops.radial_messages` interpolates them on the edges.
+    """
+
+    knots: Tensor | None
+
+    def __init__(self, cutoff: float, knots: int | None) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.splines = None if knots is None else spline_basis(cutoff, knots)
+        at = None
+        if self.splines is not None:
+            index = torch.arange(self.splines.count, dtype=torch.float64)
+            at = self.splines.start + index * self.splines.spacing
+        # In float64 until the model is cast, so that a float64 model has the whole precision.
+        self.register_buffer("knots", at, persistent=False)
+
+    def forward(self, edge_lengths: Tensor) -> RadialPoints:
+        """edge_lengths (E,) Å."""
+        if self.splines is None or self.knots is None:
+            # Rounded, an edge may be longer than the cutoff: there the cosine has come to its end.
+            return RadialPoints(edge_lengths, cosine_cutoff(edge_lengths.clamp(max=self.cutoff), self.cutoff))
+        knots = self.knots.to(edge_lengths.dtype)
+        return RadialPoints(knots, cosine_cutoff(knots, self.cutoff), spline_taps(edge_lengths, self.splines))
 
 
 def tabulate(basis: RadialBasis, cutoff: float, knots: int) -> tuple[RadialBasis, Tensor]:

@@ -11,38 +11,25 @@ we keep them, because the energy of a crystal must not depend on the size of the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.exp_normal import EdgeGeometry, ExpNormal
+from dpt_hpc.models.initial_weights import xavier
+from dpt_hpc.models.options import NetworkOptions
 from dpt_hpc.models.precision import Linear
-from dpt_hpc.models.readout import Pooling, read_out
-from dpt_hpc.ops import Backend, RadiusGraph, radial_messages
-
-AnyLinear = TypeVar("AnyLinear", bound=nn.Linear)
-
-LEAST = {
-    "max_neighbors": 1,
-    "max_images": 0,
-    "num_elements": 1,
-    "hidden": 1,
-    "layers": 1,
-    "heads": 1,
-    "radial": 2,
-    "readout_hidden": 1,
-    "readout_layers": 0,
-    "table_knots": 8,
-}
-"""Smallest values of the integer options."""
+from dpt_hpc.models.readout import read_out
+from dpt_hpc.ops import RadiusGraph, radial_messages
 
 
 @dataclass(frozen=True)
-class TorchMDETOptions:
+class TorchMDETOptions(NetworkOptions):
     """Options of the equivariant transformer; the defaults are the paper's, with an exact graph.
 
     name: the network
@@ -64,33 +51,20 @@ class TorchMDETOptions:
     Raises ValueError for a value out of its range.
     """
 
+    least: ClassVar[Mapping[str, int]] = {"layers": 1, "heads": 1, "radial": 2}
+
     name: Literal["torchmd_et"] = "torchmd_et"
-    cutoff: float = 8.0
-    max_neighbors: int | None = 250
-    max_images: int | None = None
-    num_elements: int = 100
     hidden: int = 128
     layers: int = 8
     heads: int = 8
     radial: int = 50
     readout_hidden: int = 128
     readout_layers: int = 2
-    pooling: Pooling = "add"
-    filters: Literal["exact", "table"] = "exact"
-    table_knots: int = 512
-    backend: Backend = "native"
 
     def __post_init__(self) -> None:
-        if not self.cutoff > 0:
-            raise ValueError(f"cutoff is {self.cutoff}, expected more than 0")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, expected at least {least}")
+        super().__post_init__()
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}, expected a multiple of heads, which is {self.heads}")
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, which this module does not import
 
 
 class NeighborEmbedding(nn.Module):
@@ -215,11 +189,3 @@ class TorchMDET(EnergyModel):
             x = x + dx
             vectors = more if vectors is None or more is None else vectors + more
         return NodeFeatures(self.norm(x), vectors)
-
-
-def xavier(linear: AnyLinear, *rows: int) -> AnyLinear:
-    """Xavier-uniform weights, for each block of `rows` as the matrix of its own that it stands for; zero bias."""
-    for block in linear.weight.detach().split(list(rows) or linear.out_features):
-        nn.init.xavier_uniform_(block)
-    nn.init.zeros_(linear.bias)
-    return linear

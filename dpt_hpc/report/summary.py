@@ -27,7 +27,7 @@ from dpt_hpc.report.wording import (
     weights_ratio,
 )
 
-NETWORKS = {"cgcnn": "CGCNN", "torchmd_et": "TorchMD-Net (ET)"}
+NETWORKS = {"cgcnn": "CGCNN", "torchmd_et": "TorchMD-Net (ET)", "schnet": "SchNet", "painn": "PaiNN"}
 
 IN_WORDS = {"energy_per_atom": "energy", "forces": "forces", "stress": "stress", "noise": "noise"}
 

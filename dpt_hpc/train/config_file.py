@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -118,11 +119,11 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
 def _annotation(kind: Any, location: list[str]) -> Any:
     """The type of the option at `location`; None for one inside a union, or unknown."""
     for part in location:
-        fields = getattr(kind, "model_fields", {})
+        known = getattr(kind, "model_fields", {})
         if get_origin(kind) in (dict, tuple):
             kind = get_args(kind)[get_origin(kind) is dict]
         else:
-            kind = fields[part].annotation if part in fields else None
+            kind = known[part].annotation if part in known else None
     return kind
 
 
@@ -136,8 +137,9 @@ def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
         members = _members(kind)
         tagged = [m for m in members if _tag(m) in (raw.get("kind"), raw.get("name"))] if len(members) > 1 else members
         kind = (tagged or members)[0]
-    fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
-    return sorted(fields)
+    if is_dataclass(kind):
+        return sorted(field.name for field in fields(kind))
+    return sorted(getattr(kind, "model_fields", {}))
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -151,5 +153,5 @@ def _tags(annotation: Any) -> list[str]:
 
 def _tag(options: Any) -> Any:
     """What tells these options from others of their union: their kind, or their name."""
-    fields = getattr(options, "model_fields", {})
-    return fields["kind"].default if "kind" in fields else getattr(options, "name", None)
+    known = getattr(options, "model_fields", {})
+    return known["kind"].default if "kind" in known else getattr(options, "name", None)
