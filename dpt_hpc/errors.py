@@ -31,3 +31,10 @@ class EnvironmentFault(DptError):
     """The machine or the installation lacks something, or contradicts itself."""
 
     exit_code = 4
+
+
+class RankLost(EnvironmentFault):
+    """Another rank of the run is gone: killed, stopped or cut off. The same command goes on with --resume, and launch
+    files start it again."""
+
+    exit_code = 76

@@ -12,6 +12,7 @@ from unittest import mock
 import emulated as emulation
 import pytest
 import torch
+from slurm import Cluster, cluster
 from small_runs import Options, run, small_options
 
 from dpt_hpc.data.shards import Dataset
@@ -62,6 +63,13 @@ def finished(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """The options of a small pre-training run, and its directory. Read it; do not write there."""
     options = small_options(small_dataset)
     return options, run(options, tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="session")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running Slurm cluster."""
+    with cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

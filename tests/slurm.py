@@ -19,6 +19,8 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scancel", "squeue", "scontrol")
 NODES = ("n1", "n2")
+KILL_WAIT = 5
+"""Seconds between SIGTERM and SIGKILL, by which srun ends the other ranks when it sees one go."""
 
 CONF = """\
 ClusterName=dpt
@@ -44,7 +46,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
-KillWait=5
+KillWait={kill_wait}
 TmpFS={root}/tmp-%n
 PriorityType=priority/basic
 NodeName={node_1} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_1} CPUs=4 RealMemory=4000 State=UNKNOWN
@@ -97,7 +99,7 @@ class Cluster:
         while True:
             facts = self.facts(job)
             state = facts.get("JobState", "UNKNOWN")
-            if state in states or (state in ends and state not in states):
+            if state in states or state in ends:
                 return state
             assert time.monotonic() < until, f"job {job} is still {state}: {facts.get('Reason')}"
             time.sleep(0.3)
@@ -119,6 +121,7 @@ def cluster(root: Path) -> Iterator[Cluster]:
             host=socket.gethostname(),
             user=pwd.getpwuid(os.getuid()).pw_name,
             controller=controller,
+            kill_wait=KILL_WAIT,
             port_1=port_1,
             port_2=port_2,
             node_1=NODES[0],

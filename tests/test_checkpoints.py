@@ -329,7 +329,7 @@ def test_a_read_only_directory_is_told(finished: tuple[Options, Path], small_dis
     assert restored is not None
     assert not restored.damaged
     error_log = (small_disk / "run" / "error.log").read_text()
-    assert "rank 0 of 1" in error_log
+    assert "rank 0 on" in error_log
     assert "Traceback (most recent call last)" in error_log
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     process = start(options, small_disk / "other", tmp_path / "config.yaml")

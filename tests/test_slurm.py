@@ -8,43 +8,25 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from required import required
-from slurm import Cluster, cluster, missing_programs
+from slurm import KILL_WAIT, Cluster
+from slurm_job import REQUIRED, Job, needs_slurm
 from small_runs import Options, of_steps, records, run, same_weights, small_options
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
-from dpt_hpc.train.checkpoint import load_state, load_weights
+from dpt_hpc.train.checkpoint import load_weights
+from dpt_hpc.train.config import PretrainConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-SBATCH = ROOT / "launch" / "slurm.sbatch"
-MISSING = missing_programs()
-REQUIRED = required("slurm")
 KILLS = int(os.environ.get("DPT_HPC_KILLS", "3"))
 PLACE = (
     "from dpt_hpc.train.world import find_world; w = find_world(); print(w.rank, w.node, w.master_address, w.source)"
 )
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.skipif(
-        bool(MISSING) and not REQUIRED,
-        reason=f"{', '.join(MISSING)} not installed: apt install slurm-wlm munge",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
+pytestmark = [pytest.mark.slow, needs_slurm]
 
 
 @pytest.fixture(scope="module")
@@ -62,71 +44,6 @@ def options(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Op
         "checkpoint": {"every_steps": 5},
         "engine": {"zero_stage": 1},
     }
-
-
-class Job:
-    """A submitted sbatch file: four ranks on two nodes, unless told otherwise."""
-
-    def __init__(self, on: Cluster, directory: Path, options: Options, *words: object, shape: tuple[str, ...] = ()):
-        directory.mkdir(exist_ok=True)
-        self.cluster, self.directory, self.run_dir = on, directory, directory / "run"
-        self.output = directory / "job.out"
-        config = directory / "config.yaml"
-        config.write_text(yaml.safe_dump(options | {"run_dir": str(self.run_dir)}))
-        self.id = on.submit(
-            *("-N2", "--ntasks-per-node=2", "-o", self.output, f"--chdir={ROOT}", *shape, SBATCH, config, *words),
-            environment={"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
-        )
-
-    @property
-    def said(self) -> str:
-        return self.output.read_text() if self.output.exists() else ""
-
-    def ends(self, timeout: float = 240) -> str:
-        """The state in which the job ends."""
-        return self.cluster.wait(self.id, timeout=timeout)
-
-    def epochs(self) -> int:
-        """The last epoch that is in the log, flushed at its end."""
-        log = self.run_dir / "metrics.jsonl"
-        return max((r["epoch"] for r in records(self.run_dir, "epoch")), default=-1) if log.exists() else -1
-
-    def saved(self) -> int:
-        """The step of the last checkpoint; 0 without one."""
-        last = self.run_dir / "checkpoints" / "last"
-        return int(load_state(last)["step"]) if last.exists() else 0
-
-    def wait_for_epoch(self, number: int) -> None:
-        while self.epochs() < number:
-            time.sleep(0.05)
-            assert self.cluster.facts(self.id)["JobState"] in ("PENDING", "RUNNING"), self.said
-
-    def wait_for_checkpoint(self, after: int) -> None:
-        while self.saved() <= after:
-            time.sleep(0.05)
-            assert self.cluster.facts(self.id)["JobState"] in ("PENDING", "RUNNING"), self.said
-
-    def wait_until_gone(self, timeout: float) -> float:
-        """Wait until no rank is left; returns the seconds that it took."""
-        began = time.monotonic()
-        while self.pids():
-            assert time.monotonic() - began < timeout, self.said
-            time.sleep(0.05)
-        return time.monotonic() - began
-
-    def pids(self) -> dict[int, int]:
-        """The processes of its ranks that are still there."""
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                variables = (process / "environ").read_bytes().decode().split("\0")
-                command = (process / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if command[1:3] == [b"-m", b"dpt_hpc.launch"] and f"SLURM_JOB_ID={self.id}" in variables:
-                place = next(v for v in variables if v.startswith("SLURM_PROCID="))
-                found[int(place.partition("=")[2])] = int(process.name)
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -159,51 +76,81 @@ def test_every_kind_of_srun_tells_the_ranks_their_place(two_nodes: Cluster) -> N
         assert sorted(done.stdout.splitlines()) == expected, done.stderr
 
 
-def test_a_job_told_to_stop_is_queued_again_and_ends_bit_equal(
+EARLY = """\
+# Sourced by the job before it starts its ranks: the first time, it does what --signal=B:USR1@120 makes Slurm do.
+if [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then
+  scancel --batch --signal=USR1 "$SLURM_JOB_ID"
+  sleep 1
+fi
+"""
+
+
+def test_a_job_told_to_stop_or_bereft_of_a_rank_is_queued_again_and_ends_bit_equal(
     two_nodes: Cluster, options: Options, uninterrupted: Job, tmp_path: Path
 ) -> None:
-    job = Job(two_nodes, tmp_path / "told", options)
+    """It is told before its ranks are there, then while they train; then one is stopped, with the default timeout."""
+    site = tmp_path / "site.sh"
+    site.write_text(EARLY)
+    job = Job(two_nodes, tmp_path / "told", options, variables={"SITE": str(site)})
+    job.wait_for_restart(1)
+    assert "exit code 75" in job.said or "exit code 138" in job.said, job.said
     job.wait_for_epoch(3)
-    # What the file's --signal=B:USR1@120 makes Slurm do two minutes before the end.
     two_nodes.run("scancel", "--batch", "--signal=USR1", job.id)
-    assert two_nodes.wait(job.id, "PENDING", timeout=60) == "PENDING", job.said
-    assert "exit code 75" in job.said
+    job.wait_for_restart(2)
+    assert "exit code 75" in job.said.partition("start 2")[2], job.said
     assert 3 <= job.epochs() < 20
+    job.wait_for_checkpoint(after=job.saved())
+    pids = job.pids()
+    os.kill(pids[3], signal.SIGSTOP)
+    took = job.wait_until_gone(pids, timeout=70)
+    assert took < PretrainConfig.model_fields["engine"].default.rank_timeout + KILL_WAIT == 65
+    job.wait_for_restart(3)
+    assert "exit code 76" in job.said.partition("start 3")[2], job.said
+    assert "error: rank 3 on n2: no sign of life for" in job.said, job.said
     assert job.ends() == "COMPLETED", job.said
-    assert two_nodes.facts(job.id)["Restarts"] == "1"
-    assert f"job {job.id}, start 2: 4 ranks on n[1-2]" in job.said
-    assert len(json.loads((job.run_dir / "run.json").read_text())["resumed"]) == 1
+    assert f"job {job.id}, start 4: 4 ranks on n[1-2]" in job.said
+    assert len(json.loads((job.run_dir / "run.json").read_text())["resumed"]) == 2
     assert of_steps(job.run_dir, "step") == list(range(1, 121))
     same_weights(job.run_dir, uninterrupted.run_dir)
+    print(f"one rank stopped: the others gone in {took:.1f} s")
 
 
 def test_ranks_killed_at_any_moment_lose_no_checkpoint(
     two_nodes: Cluster, options: Options, uninterrupted: Job, tmp_path: Path
 ) -> None:
-    """kill -9 of a random rank, KILLS times in runs that save every second step: the others are gone within a minute,
-    the last checkpoint is whole and no older than the one before the kill, and the run goes on from it."""
+    """kill -9 of a random rank, KILLS times in runs that save every second step, half of them while the ranks start.
+
+    The others are gone within a minute, the last checkpoint is whole and no older than the one before the kill, and the
+    job is queued again and goes on from it.
+    """
     chance = random.Random(0)
-    often = options | {"checkpoint": {"every_steps": 2}}
+    often = options | {"checkpoint": {"every_steps": 2, "max_fruitless_starts": KILLS + 1}}
     lost: list[str] = []
     whole = 0
-    while True:
+    while whole == 0 or len(lost) < KILLS:
         job = Job(two_nodes, tmp_path / f"run_{whole}", often)
-        if len(lost) < KILLS and job.saved() < 100:
-            job.wait_for_checkpoint(after=job.saved())
-            time.sleep(chance.uniform(0, 2))
-            victim = chance.randrange(4)
+        restarts = 0
+        while len(lost) < KILLS and job.saved() < 100:
+            if starting := len(lost) % 2 == 0:
+                job.wait_for_ranks()
+                time.sleep(chance.uniform(0, 8))
+            else:
+                job.wait_for_checkpoint(after=job.saved())
+                time.sleep(chance.uniform(0, 2))
             known, pids = job.saved(), job.pids()
-            if len(pids) == 4:  # else it has come to its end meanwhile
-                os.kill(pids[victim], signal.SIGKILL)
-                took = job.wait_until_gone(timeout=60)
-                assert job.ends(timeout=60) == "FAILED", job.said
-                assert job.saved() >= known
+            if not pids:  # it has come to its end meanwhile
+                break
+            victim = chance.choice(sorted(pids))
+            os.kill(pids[victim], signal.SIGKILL)
+            took = job.wait_until_gone(pids, timeout=60)
+            restarts += 1
+            job.wait_for_restart(restarts)
+            assert job.saved() >= known
+            if known:
                 load_weights(job.run_dir / "checkpoints" / "last")
-                lost.append(f"rank {victim} after step {known}, the others gone in {took:.1f} s")
-                continue
+            when = "while starting, " if starting else ""
+            lost.append(f"rank {victim} {when}after step {known}, the others gone in {took:.1f} s")
         assert job.ends() == "COMPLETED", job.said
         same_weights(job.run_dir, uninterrupted.run_dir)
         whole += 1
-        if len(lost) == KILLS:
-            break
     print(f"killed: {'; '.join(lost)}")

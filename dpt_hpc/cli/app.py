@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 import traceback
@@ -14,7 +13,9 @@ import typer
 from rich.console import Console
 
 from dpt_hpc import __version__
-from dpt_hpc.errors import ConfigError, DptError, EnvironmentFault
+from dpt_hpc.errors import ConfigError, DptError, EnvironmentFault, RankLost
+from dpt_hpc.train.interfaces import node_name
+from dpt_hpc.train.world import place_so_far
 
 app = typer.Typer(
     name="dpt-hpc",
@@ -73,13 +74,15 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
         _fail(error, error.exit_code)
     except OSError as error:  # a full disk, a directory without permission: the machine's fault, not the program's
         _fail(error, EnvironmentFault.exit_code)
-    except Exception:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    except Exception as error:
+        if place_so_far()[1] == 1:
             raise
+        from dpt_hpc.train.failures import is_of_a_peer
+
         # An error of the program: told in full, but the clean-up of libraries would wait for the other ranks.
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(RankLost.exit_code if is_of_a_peer(error) else 1)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -89,10 +92,10 @@ def _fail(error: Exception, code: int) -> NoReturn:
     told_to_stop = word != DptError.word
     if os.environ.get("DPT_HPC_DEBUG") and not told_to_stop:
         raise error
-    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, ranks = place_so_far()
     if rank:
         time.sleep(SECONDS_FOR_THE_FIRST_RANK)
-    place = f" (rank {rank} on {platform.node()})" if rank else ""
+    place = f" (rank {rank} on {node_name()})" if rank else ""
     if not (rank and told_to_stop):
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"{word}{place}: {error}", markup=False)
     if ranks > 1:

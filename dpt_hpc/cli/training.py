@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,20 +14,7 @@ from dpt_hpc.cli.app import Json, Quiet, Resume, Set, app, console
 @app.command(epilog="Example: `dpt-hpc pretrain configs/pretrain/cgcnn_1_500_500.yaml --set data.path=data/mptrj`")
 def pretrain(config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False) -> None:
     """Pre-train a network on energies, forces and stress, or by denoising."""
-    from dpt_hpc.train import signals
-
-    signals.listen()
-    from dpt_hpc.train.config import PretrainConfig
-    from dpt_hpc.train.config_file import load_config
-    from dpt_hpc.train.heartbeat import watched
-    from dpt_hpc.train.pretrain import pretrain as run
-    from dpt_hpc.train.ranks import enter_world, leave_world
-
-    ranks = enter_world()
-    options = load_config(config, PretrainConfig, overrides or [])
-    with watched(ranks, options.engine.rank_timeout, options.run_dir):
-        run(options, ranks, resume=resume, quiet=quiet)
-    leave_world()
+    _train(config, "pretrain", overrides, resume=resume, quiet=quiet)
 
 
 @app.command(epilog="Example: `dpt-hpc finetune configs/finetune/cgcnn_jdft.yaml --set pretrained=runs/pretrain`")
@@ -35,39 +22,73 @@ def finetune(
     config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False, as_json: Json = False
 ) -> None:
     """Fine-tune a pre-trained network to a property, over several seeds; without one: the baseline."""
-    from dpt_hpc.report import paper_reference
+    _train(config, "finetune", overrides, resume=resume, quiet=quiet, as_json=as_json)
+
+
+@app.command("run", hidden=True)
+def run_config(
+    config: Path,
+    overrides: Set = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    array: Annotated[int | None, typer.Option(min=0, help="A job of an array: its seed, in run_dir/array_N.")] = None,
+) -> None:
+    """Run the verb that the config names: what `python -m dpt_hpc.launch` calls on every rank."""
+    _train(config, None, overrides, resume=resume, quiet=quiet, array=array)
+
+
+def _train(
+    config: Path,
+    task: str | None,
+    overrides: list[str] | None,
+    *,
+    resume: bool,
+    quiet: bool,
+    as_json: bool = False,
+    array: int | None = None,
+) -> None:
+    """What pretrain, finetune and run share. task: None for the one that the config names."""
     from dpt_hpc.train import signals
 
     signals.listen()
-    from dpt_hpc.train.config import FinetuneConfig
-    from dpt_hpc.train.config_file import load_config
-    from dpt_hpc.train.finetune import finetune as run
+    from dpt_hpc.data.group import agree
+    from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+    from dpt_hpc.train.config_file import kind_of, load_config, of_an_array
+    from dpt_hpc.train.finetune import finetune
     from dpt_hpc.train.heartbeat import watched
+    from dpt_hpc.train.pretrain import pretrain
     from dpt_hpc.train.ranks import enter_world, leave_world
+    from dpt_hpc.train.starts import count_start
+
+    def read() -> PretrainConfig | FinetuneConfig:
+        kind: Any = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[task] if task else kind_of(config)
+        options = load_config(config, kind, overrides or [])
+        return options if array is None else of_an_array(options, array)
 
     ranks = enter_world()
-    options = load_config(config, FinetuneConfig, overrides or [])
+    options = agree(ranks, read)
+    run_dir, first = Path(options.run_dir), ranks.rank == 0
+    agree(ranks, lambda: count_start(run_dir, options.checkpoint.max_fruitless_starts) if first else None)
+    summary: dict[str, Any] | None = None
     with watched(ranks, options.engine.rank_timeout, options.run_dir):
-        summary = run(options, ranks, resume=resume, quiet=quiet or as_json)
+        if isinstance(options, PretrainConfig):
+            pretrain(options, ranks, resume=resume, quiet=quiet)
+        else:
+            summary = finetune(options, ranks, resume=resume, quiet=quiet or as_json)
     leave_world()
-    if ranks.rank:
-        return
+    if first and summary is not None:
+        _tell(summary, quiet=quiet, as_json=as_json)
+
+
+def _tell(summary: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
+    from dpt_hpc.report import paper_reference
+
     if as_json:
         print(json.dumps(summary))
     elif not quiet:
         keys = ("dataset", "structures", "unit", "network", "pooling")
         if paper := paper_reference(*(summary[key] for key in keys)):
             console.print(f"the paper: {', '.join(f'{k} {v:g}' for k, v in paper.items())} {summary['unit']}")
-
-
-@app.command("run", hidden=True)
-def run_config(config: Path, overrides: Set = None, resume: Resume = False, quiet: Quiet = False) -> None:
-    """Run the verb that the config names: what `python -m dpt_hpc.launch` calls on every rank."""
-    from dpt_hpc.train.config import PretrainConfig
-    from dpt_hpc.train.config_file import kind_of
-
-    verb = pretrain if kind_of(config) is PretrainConfig else finetune
-    verb(config, overrides=overrides, resume=resume, quiet=quiet)
 
 
 @app.command(epilog="Example: `dpt-hpc evaluate runs/pretrain data/mptrj --out runs/evaluation`")

@@ -227,6 +227,8 @@ class CheckpointOptions(Options):
     on_error: Literal["stop", "continue"] = "stop"
     """When a checkpoint cannot be written (disk full, directory read-only): stop, with the last one whole; or warn,
     train on, and try again at the next one. What cannot be written by the end of the run stops it either way."""
+    max_fruitless_starts: int = Field(4, ge=1)
+    """A job that its queue starts again so many times in a row without reaching a new checkpoint ends with an error."""
 
 
 PretrainObjective = DerivativesOptions | DenoisingOptions | HeadDenoisingOptions | MixedOptions

@@ -44,6 +44,12 @@ def read_config(path: str | Path, kind: type[AnyOptions], overrides: Sequence[st
     return check_config(raw, kind, str(path))
 
 
+def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
+    """The same run as the job `index` of an array: with that seed, in run_dir/array_<index>."""
+    seeds = {"seed": index} if isinstance(config, PretrainConfig) else {"seeds": (index,)}
+    return config.model_copy(update={"run_dir": str(Path(config.run_dir) / f"array_{index}"), **seeds})
+
+
 def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
     """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
     try:

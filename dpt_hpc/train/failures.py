@@ -13,6 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
+
 from dpt_hpc.errors import DptError
 from dpt_hpc.train.monitor import write_json
 from dpt_hpc.train.ranks import Ranks
@@ -97,8 +99,7 @@ def leaving_traceback(run_dir: Path, ranks: Ranks) -> Iterator[None]:
         with suppress(OSError):
             told = ranks.rank and path.exists() and time.time() - path.stat().st_mtime < SECONDS_OF_ONE_ERROR
             if not told and not is_of_a_peer(error):
-                place = f"rank {ranks.rank} of {ranks.size} on {ranks.world.node}"
-                head = f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} {place}"
+                head = f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} {ranks.world.place}"
                 with path.open("a") as log:
                     log.write(f"{head}\n{''.join(traceback.format_exception(error))}\n")
         raise
@@ -106,6 +107,8 @@ def leaving_traceback(run_dir: Path, ranks: Ranks) -> Iterator[None]:
 
 def is_of_a_peer(error: BaseException) -> bool:
     """Whether a collective call failed, as it does on all ranks when one of them is gone."""
+    if isinstance(error, (distributed.DistNetworkError, distributed.DistStoreError)):
+        return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
 

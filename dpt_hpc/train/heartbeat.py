@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import distributed
 
-from dpt_hpc.errors import DptError, EnvironmentFault
+from dpt_hpc.errors import DptError, RankLost
 from dpt_hpc.train import signals
 from dpt_hpc.train.failures import ERROR_LOG, is_of_a_peer
 from dpt_hpc.train.ranks import Ranks
@@ -31,6 +31,8 @@ SUSPECT_ROUNDS = 3
 """The same, once a collective call has failed on some rank: one of them is gone, and only its name is not known."""
 SECONDS_FOR_THE_TELLER = 5.0
 """The others leave a little later: a launcher ends all ranks when the first one leaves, also the one that speaks."""
+
+SECONDS_TO_CLOSE = 2.0
 
 VERDICT, STOP, SUSPICION = "verdict", "stop", "suspicion"
 
@@ -49,7 +51,7 @@ class Heartbeat:
         """The main thread's."""
         self._ranks, self._run_dir = ranks, run_dir
         self._interval = timeout / ROUNDS_IN_TIMEOUT
-        self._places = [str(node) for node in ranks.all_gather(ranks.world.node)]
+        self._places: list[str] = ranks.all_gather(ranks.world.place)
         self._next = (ranks.rank + 1) % ranks.size
         self._parent = os.getppid()
         self._rounds = 0
@@ -59,16 +61,19 @@ class Heartbeat:
                 self._store.set(key, "")
         self._store.set(f"beat {ranks.rank}", "0")
         ranks.barrier()
-        for work in (self._beat, self._guard):
-            threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._guard)]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """End the watch: this rank has come to its end."""
         self._closing.set()
+        for thread in self._threads:  # one inside a call of the store would outlive the interpreter, and abort it
+            thread.join(SECONDS_TO_CLOSE)
 
     def blame(self, error: BaseException) -> None:
         """Tell all ranks that this one ends with `error`, unless one has been blamed already."""
-        code = error.exit_code if isinstance(error, DptError) else 1
+        code = error.exit_code if isinstance(error, DptError) else RankLost.exit_code if is_of_a_peer(error) else 1
         first = (str(error).splitlines() or [""])[0]
         with suppress(RuntimeError):
             text = f"{self._place(self._ranks.rank)}: {type(error).__name__}: {first}"
@@ -100,6 +105,8 @@ class Heartbeat:
                 self._end(**json.loads(verdict))
             if stop:
                 signals.stop_too(stop)
+                if signals.starting():  # the main thread may wait for another rank, and hear of nothing
+                    self._end_starting(stop)
             silent = silent + 1 if beat == seen else 0
             seen = beat
             if silent >= (SUSPECT_ROUNDS if suspicion else SILENT_ROUNDS):
@@ -121,10 +128,20 @@ class Heartbeat:
     def _condemn(self, rank: int, reason: str) -> None:
         text = f"{self._place(rank)}: {reason}.\nThe other ranks end. Go on from the last checkpoint with --resume."
         try:
-            mine = self._write_verdict(self._store, text, EnvironmentFault.exit_code)
+            mine = self._write_verdict(self._store, text, RankLost.exit_code)
         except RuntimeError:
             mine = True
-        self._end(text, EnvironmentFault.exit_code, tell=mine)
+        self._end(text, RankLost.exit_code, tell=mine)
+
+    def _end_starting(self, signal: str) -> None:
+        """All ranks end, since one of them was told to stop before there was anything to save."""
+        text = f"{signals.Interrupted.word}: {signals.nothing_to_save(signal)}"
+        mine = False
+        with suppress(RuntimeError):
+            mine = self._write_verdict(self._store, text, signals.EXIT_REQUEUE)
+        if mine:
+            print(text, file=sys.stderr, flush=True)
+        self._end(text, signals.EXIT_REQUEUE)
 
     @staticmethod
     def _write_verdict(store: distributed.Store, text: str, code: int) -> bool:
@@ -139,7 +156,7 @@ class Heartbeat:
             f"{self._place(0)}, which keeps the heartbeats of all: {reason}. It is dead, stopped or cut off.\n"
             "The other ranks end. Go on from the last checkpoint with --resume."
         )
-        self._end(text, EnvironmentFault.exit_code, tell=world.rank == 1 or world.local_rank == 0)
+        self._end(text, RankLost.exit_code, tell=world.rank == 1 or world.local_rank == 0)
 
     def _end(self, text: str, code: int, *, tell: bool = False) -> None:
         """End this process from whatever thread, whatever the others are doing."""
@@ -161,19 +178,30 @@ class Heartbeat:
             print(f"error: {text}", file=sys.stderr, flush=True)
 
     def _place(self, rank: int) -> str:
-        return f"rank {rank} on {self._places[rank]}"
+        return self._places[rank]
 
     def _is_orphan(self) -> bool:
-        """Whether the launcher's process on this node has died. (One that never was a launcher may: nohup.)"""
-        source = self._ranks.world.source
-        launched = "srun" in source or "mpirun" in source or "TORCHELASTIC_RUN_ID" in os.environ
-        return launched and self._parent > 1 and os.getppid() != self._parent
+        return self._ranks.world.launched and orphaned(self._parent)
+
+
+def orphaned(parent: int) -> bool:
+    """Whether `parent`, a launcher's process on this node, has died."""
+    return parent > 1 and os.getppid() != parent
+
+
+def _end_as_orphan(parent: int, timeout: float) -> None:
+    """A launcher's only rank ends with it: nobody else would end it, and a job that is queued again meets it."""
+    while not orphaned(parent):
+        time.sleep(timeout / ROUNDS_IN_TIMEOUT)
+    os._exit(RankLost.exit_code)
 
 
 @contextmanager
 def watched(ranks: Ranks, timeout: float, run_dir: str) -> Iterator[None]:
     """Run a block on all ranks; the loss of one ends the others within `timeout` seconds, with its name."""
     if ranks.size == 1:
+        if ranks.world.launched:
+            threading.Thread(target=_end_as_orphan, args=(os.getppid(), timeout), daemon=True).start()
         yield
         return
     heartbeat = Heartbeat(ranks, timeout, Path(run_dir))
@@ -183,7 +211,8 @@ def watched(ranks: Ranks, timeout: float, run_dir: str) -> Iterator[None]:
     except Exception as error:
         if is_of_a_peer(error):
             heartbeat.wait_for_verdict()
-        if not isinstance(error, signals.Interrupted):
+        # All ranks agree that a step was the last one; that one of them ends while starting, the others must hear.
+        if signals.starting() or not isinstance(error, signals.Interrupted):
             heartbeat.blame(error)
         raise
     finally:

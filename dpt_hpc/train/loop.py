@@ -109,6 +109,7 @@ class Trainer:
         Raises Interrupted, with a checkpoint of this moment, once any rank has been told to stop; EnvironmentFault for
         a checkpoint that cannot be written; DivergedError.
         """
+        signals.ready()
         try:
             self._fit(monitor)
         except Interrupted as stop:

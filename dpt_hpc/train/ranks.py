@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.errors import EnvironmentFault, RankLost
 from dpt_hpc.stopwatch import count, measuring, part
 from dpt_hpc.train.interfaces import host_name, interface_towards, own_address_towards, reachable
 from dpt_hpc.train.world import World, find_world, leave_mpi
@@ -29,6 +30,9 @@ JOIN_SECONDS = 300.0
 CALL_TIMEOUT = timedelta(minutes=30)
 """No collective call waits longer. Generous: one rank may prepare data while the others wait for it. That a rank is
 dead or stopped is found much earlier, by its connections and its heartbeat."""
+
+SECONDS_TO_HEAR = 10.0
+"""How long rank 0 stays after it has told the others that a rank is missing."""
 
 CONNECTIONS_PER_RANK = 3
 """In rank 0: to the store and for the heartbeat, and one of Gloo's mesh."""
@@ -111,7 +115,7 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
     # Where torch.distributed, DeepSpeed and our error messages look for them.
     os.environ.update(world.environment())
     allow_connections(world)
-    seconds = join_seconds or float(os.environ.get("DPT_HPC_JOIN_SECONDS", JOIN_SECONDS))
+    seconds = _seconds_to_join() if join_seconds is None else join_seconds
     store = _meet(world, seconds)
     answer = _introduce(world, store, seconds)
     members: list[int] = answer["members"]
@@ -153,7 +157,7 @@ def allow_connections(world: World) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return
     raise EnvironmentFault(
-        f"rank {world.rank} on {host_name()}: {world.world_size} ranks need {needed} open files in a process, but the "
+        f"{world.place}: {world.world_size} ranks need {needed} open files in a process, but the "
         f"hard limit here is {hard}.\nRaise it (`ulimit -Hn`, LimitNOFILE of slurmd), or start fewer ranks."
     )
 
@@ -184,6 +188,8 @@ def leave_world() -> None:
 def _meet(world: World, seconds: float) -> distributed.Store:
     """The key-value store in rank 0's process (or in torchrun's)."""
     listens = world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not listens:
+        _wait_for_listener(world, seconds)
     try:
         store = distributed.TCPStore(
             world.master_address,
@@ -196,11 +202,11 @@ def _meet(world: World, seconds: float) -> distributed.Store:
         place = f"{world.master_address}:{world.master_port}"
         if listens:
             raise EnvironmentFault(
-                f"rank 0 on {host_name()}: cannot listen on {place}: {_first_line(error)}\n"
+                f"{world.place}: cannot listen on {place}: {_first_line(error)}\n"
                 "Another job may hold the port: set MASTER_PORT to a free one, the same for all ranks."
             ) from error
         raise EnvironmentFault(
-            f"rank {world.rank} on {host_name()}: rank 0 did not answer at {place} within {seconds:g} s: "
+            f"{world.place}: rank 0 did not answer at {place} within {seconds:g} s: "
             f"{_first_line(error)}\nSet MASTER_ADDR to a name or address of rank 0's host that {host_name()} reaches."
         ) from error
     # torchrun keeps one store for all restarts of a job.
@@ -211,7 +217,7 @@ def _introduce(world: World, store: distributed.Store, seconds: float) -> dict[s
     """What rank 0 finds out from all ranks, for this one: the members of its node, and where the nodes are."""
     if store.add(f"claims {world.rank}", 1) > 1:
         raise EnvironmentFault(
-            f"rank {world.rank} on {host_name()}: another process is rank {world.rank} too ({world.source}).\n"
+            f"{world.place}: another process is rank {world.rank} too ({world.source}).\n"
             "Two jobs may share MASTER_PORT, or ranks were numbered by hand: give each job a port, each process a rank."
         )
     address = own_address_towards(world.master_address)
@@ -221,13 +227,48 @@ def _introduce(world: World, store: distributed.Store, seconds: float) -> dict[s
         _answer_all(world, store, seconds)
     try:
         # Rank 0 is the one that knows who is missing: let it speak first.
-        store.wait([f"answer {world.rank}"], timedelta(seconds=seconds + 30))
+        there = _is_there(store, f"answer {world.rank}", time.monotonic() + seconds + 30, world.world_size)
+        reason = f"no answer within {seconds + 30:g} s"
     except RuntimeError as error:
-        raise EnvironmentFault(f"rank {world.rank} on {host_name()}: rank 0 is gone: {_first_line(error)}") from error
+        there, reason = False, _first_line(error)
+    if not there:
+        raise RankLost(
+            f"{world.place}: rank 0, at {world.master_address}:{world.master_port}, is gone: {reason}.\n"
+            "Its own message says why, if it could write one."
+        )
     answer: dict[str, Any] = json.loads(store.get(f"answer {world.rank}"))
     if "fault" in answer:
+        if world.rank:
+            store.set(f"heard {world.rank}", "")
         raise EnvironmentFault(answer["fault"])
     return answer
+
+
+def _is_there(store: distributed.Store, key: str, until: float, size: int) -> bool:
+    """Whether `key` is set before the clock says `until`. Asked again and again, by all ranks together at most some
+    thousand times a second: the store's own `wait` would not let a signal through."""
+    while not store.check([key]):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.05 + size / 4000)
+    return True
+
+
+def _wait_for_listener(world: World, seconds: float) -> None:
+    """Until rank 0 listens, or it is time for the store to say that nobody does; signals come through."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with suppress(OSError), socket.create_connection((world.master_address, world.master_port), timeout=5):
+            return
+        time.sleep(0.05 + world.world_size / 4000)
+
+
+def _seconds_to_join() -> float:
+    text = os.environ.get("DPT_HPC_JOIN_SECONDS", str(JOIN_SECONDS))
+    try:
+        return float(text)
+    except ValueError:
+        raise EnvironmentFault(f"DPT_HPC_JOIN_SECONDS is {text!r}, expected a number of seconds.") from None
 
 
 def _answer_all(world: World, store: distributed.Store, seconds: float) -> None:
@@ -235,11 +276,8 @@ def _answer_all(world: World, store: distributed.Store, seconds: float) -> None:
     hellos: dict[int, dict[str, str]] = {}
     until = time.monotonic() + seconds
     for rank in range(world.world_size):
-        try:
-            store.wait([f"hello {rank}"], timedelta(seconds=max(until - time.monotonic(), 0.001)))
-        except RuntimeError:
-            continue
-        hellos[rank] = json.loads(store.get(f"hello {rank}"))
+        if _is_there(store, f"hello {rank}", until, 1):
+            hellos[rank] = json.loads(store.get(f"hello {rank}"))
     fault = _missing(world, hellos, seconds)
     nodes: dict[str, list[int]] = {}
     for rank, hello in hellos.items():
@@ -260,6 +298,10 @@ def _answer_all(world: World, store: distributed.Store, seconds: float) -> None:
                 "towards": "127.0.0.1" if one_host else towards,
             }
         store.set(f"answer {rank}", json.dumps(answer))
+    if fault:  # the store goes with this process
+        until = time.monotonic() + SECONDS_TO_HEAR
+        for rank in (rank for rank in hellos if rank):
+            _is_there(store, f"heard {rank}", until, 1)
 
 
 def _missing(world: World, hellos: Mapping[int, Mapping[str, str]], seconds: float) -> str | None:

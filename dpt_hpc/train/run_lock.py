@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +18,11 @@ from dpt_hpc.errors import EnvironmentFault
 
 LOCK = ".lock"
 _JOB_VARIABLES = {"SLURM_JOB_ID": "Slurm job", "PBS_JOBID": "PBS job"}
+
+
+def job_name(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The job of a queue that this process belongs to."""
+    return next((f"{word} {environment[name]}" for name, word in _JOB_VARIABLES.items() if name in environment), None)
 
 
 class RunLock:
@@ -60,7 +66,7 @@ class RunLock:
                 )
             time.sleep(0.2)
         self._file = file
-        job = next((f"{word} {os.environ[name]}, " for name, word in _JOB_VARIABLES.items() if name in os.environ), "")
+        job = f"{name}, " if (name := job_name()) else ""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with suppress(OSError):  # a full disk: the lock holds all the same
             file.truncate(0)

@@ -16,6 +16,7 @@ EXIT_REQUEUE = 75
 """EX_TEMPFAIL of sysexits.h: all is saved; start the same command again, with --resume."""
 
 _received: str | None = None
+_starting = False
 
 
 class Interrupted(DptError):
@@ -26,18 +27,31 @@ class Interrupted(DptError):
 
 
 def listen() -> None:
-    """From now on SIGTERM and SIGUSR1 are remembered, and end the run at its next step; SIGCONT means nothing.
+    """From now on SIGTERM and SIGUSR1 raise Interrupted, and SIGCONT means nothing; after `ready` they are remembered.
 
     A second signal changes nothing: whoever sends it waits for the checkpoint, too. Outside of the main thread, where
     no handler can be set, it does nothing.
     """
+    global _starting
     if threading.current_thread() is not threading.main_thread():
         return
+    _starting = True
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _remember)
     signal.signal(
         signal.SIGCONT, signal.SIG_IGN
     )  # Slurm sends it beside the other; a stopped process goes on all the same
+
+
+def ready() -> None:
+    """From now on there is something to save: a signal is remembered, and ends the run at its next step."""
+    global _starting
+    _starting = False
+
+
+def starting() -> bool:
+    """Whether this process listens, but has nothing to save yet: it may end at any moment."""
+    return _starting
 
 
 def received() -> str | None:
@@ -52,10 +66,21 @@ def stop_too(name: str) -> None:
 
 
 def forget() -> None:
-    """As if no signal had come."""
-    global _received
-    _received = None
+    """As if no signal had come, and nobody had listened for one."""
+    global _received, _starting
+    _received, _starting = None, False
+
+
+def nothing_to_save(name: str) -> Interrupted:
+    """What the signal `name` means before the first step."""
+    return Interrupted(
+        f"told to stop ({name}) before the first step: there was nothing to save.\n"
+        f"Go on with --resume: exit code {EXIT_REQUEUE} asks for it."
+    )
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
+    first = _received is None
     stop_too(signal.Signals(number).name)
+    if _starting and first:
+        raise nothing_to_save(signal.Signals(number).name)

@@ -35,6 +35,16 @@ class World:
     master_port: int = DEFAULT_PORT
     source: str = "no launcher: one process"
 
+    @property
+    def place(self) -> str:
+        """What messages call this process."""
+        return f"rank {self.rank} on {self.node}"
+
+    @property
+    def launched(self) -> bool:
+        """Whether this process is the child of a launcher, and should not outlive it."""
+        return self.source.startswith(tuple(launcher.name for launcher in LAUNCHERS))
+
     def environment(self) -> dict[str, str]:
         """The variables that torch.distributed reads."""
         return {
@@ -109,6 +119,15 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
     local_rank = _integer(environment, launcher.local_rank) if launcher.local_rank in environment else 0
     address, port = _rendezvous(environment, launcher, world_size, hosts)
     return World(rank, local_rank, world_size, node=node, master_address=address, master_port=port, source=source)
+
+
+def place_so_far(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Rank and world size as the variables say, checked or not: for messages, also before the ranks have met."""
+    launcher = next((known for known in LAUNCHERS if known.sign in environment), BY_HAND)
+    try:
+        return int(environment[launcher.rank]), int(environment[launcher.world_size])
+    except (KeyError, ValueError):
+        return 0, 1
 
 
 def leave_mpi() -> None:

@@ -1,0 +1,98 @@
+"""Jobs that a queue starts again: how often in vain, as one of an array, and told to stop before the first step."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import Options, config_of, finetune_options
+
+from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.train.config_file import of_an_array
+from dpt_hpc.train.run_dir import claim_run_dir
+from dpt_hpc.train.signals import EXIT_REQUEUE
+from dpt_hpc.train.starts import STARTS, count_start
+
+
+def test_a_job_that_gets_nowhere_is_not_started_for_ever(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = {"SLURM_JOB_ID": "7"}
+    for _ in range(9):  # of somebody who tries by hand, or of a queue for the first time
+        count_start(run_dir, 2, {})
+        count_start(run_dir, 2, job)
+    assert not run_dir.exists()
+    for restart in ("1", "2"):
+        count_start(run_dir, 2, job | {"SLURM_RESTART_COUNT": restart})
+    claim_run_dir(run_dir, config_of(finished[0], run_dir), resume=True)  # what is there is in nobody's way
+    with pytest.raises(EnvironmentFault, match=r"Slurm job 7 has been started 2 times in a row without") as caught:
+        count_start(run_dir, 2, job | {"SLURM_RESTART_COUNT": "3"})
+    assert "(the last one: none)." in str(caught.value)
+    assert "submit it anew" in str(caught.value)
+    # A checkpoint, of the run or of one of its seeds, begins the count anew; so does another job.
+    for place in ("", "seed_3"):
+        checkpoints = run_dir / place / "checkpoints"
+        (checkpoints / "step_00000004").mkdir(parents=True)
+        (checkpoints / "last").symlink_to("step_00000004")
+        for restart in ("4", "5"):
+            count_start(run_dir, 2, job | {"SLURM_RESTART_COUNT": restart})
+        with pytest.raises(EnvironmentFault, match=f"last one: .*{place}/?checkpoints/step_00000004"):
+            count_start(run_dir, 2, job | {"SLURM_RESTART_COUNT": "6"})
+    count_start(run_dir, 2, {"PBS_JOBID": "8.pbs", "DPT_HPC_RESTARTS": "1"})
+    assert json.loads((run_dir / STARTS).read_text())["job"] == "PBS job 8.pbs"
+
+
+def test_a_job_of_an_array_has_a_seed_and_a_directory_of_its_own(
+    finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    pretraining = of_an_array(config_of(finished[0], tmp_path), 3)
+    assert (pretraining.seed, pretraining.run_dir) == (3, str(tmp_path / "array_3"))
+    finetuning = of_an_array(finetune_options(finished[0], tmp_path), 0)
+    assert (finetuning.seeds, finetuning.run_dir) == ((0,), str(tmp_path / "array_0"))
+
+
+def wait_until_it_listens(process: subprocess.Popen[str]) -> None:
+    """Until SIGTERM would not kill it."""
+    while True:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1], 16)
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "seconds"), [(1, 0.5), (2, 4.0)])
+def test_a_signal_before_the_first_step_ends_a_rank_soon(
+    finished: tuple[Options, Path], tmp_path: Path, ranks: int, seconds: float
+) -> None:
+    """Alone, while it opens its data; and while it waits for another rank, for minutes."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(finished[0] | {"task": "pretrain", "run_dir": str(tmp_path / "run")}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpt_hpc.launch", str(config)],
+        env=os.environ
+        | {"RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_it_listens(process)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    told = process.communicate(timeout=100)[1]
+    assert process.returncode == EXIT_REQUEUE, told
+    assert time.monotonic() - began < 20
+    assert "stopped: told to stop (SIGTERM) before the first step: there was nothing to save." in told
+    assert "Traceback" not in told
