@@ -99,7 +99,7 @@ def test_mixed_is_both_objectives_each_on_its_own_structures(kind: Any, partly_l
     second = 3.0 * (off.square().mean() if kind == "mse" else off.abs().mean())
     second.backward()
 
-    assert float(loss) == pytest.approx(float(first + second), rel=1e-10)
+    assert float(loss.detach()) == pytest.approx(float((first + second).detach()), rel=1e-10)
     assert float(sums["noise_error"]) == pytest.approx(float(off.abs().sum()) / 2.0, rel=1e-10)
     for name in ("energy_error", "forces_error", "stress_error", "forces_count", "energy_per_atom_error"):
         assert float(sums[name]) == pytest.approx(float(of_labels[name]), rel=1e-10), name

@@ -17,7 +17,8 @@ from dpt_hpc.models.heads import GatedEquivariant, ScalarHead, VectorHead
 from dpt_hpc.train.checkpoint import find_checkpoint, load_model, load_weights
 from dpt_hpc.train.finetune import load_pretrained
 
-HEADS = ["cgcnn, exact", "torchmd_et, exact"]
+VECTORS = ["torchmd_et, exact", "painn, exact"]
+HEADS = ["cgcnn, exact", *VECTORS]
 
 
 def model_of(name: str) -> Scaling:
@@ -30,9 +31,11 @@ def noise_of(model: Scaling, *structures: object, **changes: Tensor) -> Tensor:
     return predict_noise(model, batch).detach()
 
 
-def test_predicted_noise_turns_with_the_structure_where_there_are_vectors() -> None:
+@pytest.mark.parametrize("name", VECTORS)
+def test_predicted_noise_turns_with_the_structure_where_there_are_vectors(name: str) -> None:
     """Under a rotation and under a reflection: noise is a polar vector."""
-    model = model_of("torchmd_et, exact")
+    model = model_of(name)
+    assert isinstance(model.noise_head, VectorHead)
     expected = noise_of(model, TRICLINIC)
     assert float(expected.abs().max()) > 1e-4
     generator = torch.Generator().manual_seed(3)

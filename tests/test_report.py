@@ -38,13 +38,13 @@ def predictions(kind: str, structures: int = 40, seed: int = 0, identity: str = 
 
     labelled = np.arange(structures - 1)
     atoms = np.repeat(labelled, num_atoms[:-1])
-    if kind == "derivatives":
+    if kind in ("derivatives", "mixed"):
         label("energy", (len(labelled),), labelled, 0.3)
         label("forces", (len(atoms), 3), atoms, 0.2)
         label("stress", (len(labelled), 3, 3), labelled, 0.01)
-    elif kind == "derivative_denoising":
+    if kind in ("derivative_denoising", "head_denoising", "mixed"):
         label("noise", (len(atoms), 3), atoms, 0.05)
-    else:
+    if kind == "property":
         label("target", (structures,), np.arange(structures), 20.0)
     return found
 
@@ -81,6 +81,7 @@ def write_run(
     environment |= {"versions": {"torch": "2.13.0"}, "parameters": 1234, "world_size": 1, "seed": seed}
     environment["dataset"] = [{"path": dataset, "structures": structures, "digest": "d1"}]
     names = {"derivatives": ["energy", "energy_per_atom", "forces", "stress"], "derivative_denoising": ["noise"]}
+    names |= {"head_denoising": ["noise"], "mixed": [*names["derivatives"], "noise"]}
     labels = names.get(objective["kind"], ["target"])
     lines = []
     for epoch in range(epochs + 1):
@@ -194,6 +195,19 @@ def test_a_page_of_every_kind_of_run_is_whole_and_needs_nothing_else(tmp_path: P
     for text in ("62.0 ± 2.8", "+21.0 %", "better in 2 of 2 seeds", "187,687", "+27.3 %", "meV/atom", "GPa", "eV/Å"):
         assert text in page.text, text
     assert "pre-trained by pretrain: energy, forces and stress (loss weights 1 : 500 : 500)" in page.text
+
+
+def test_denoising_is_told_by_its_way_and_mixed_runs_by_both_halves(tmp_path: Path) -> None:
+    head = write_run(tmp_path / "head", {"kind": "head_denoising", "noise_scale": 0.04, "loss": "mse"})
+    mixed = {**DERIVATIVES, "kind": "mixed", "denoise_datasets": ["relaxed"], "noise_scale": 0.1}
+    page = report(tmp_path, head, write_run(tmp_path / "mixed", mixed))
+    text = page.text.replace("\u00a0", " ")
+    assert "CGCNN with 1,234 parameters was pre-trained by denoising by a head (noise of 0.04 Å)" in text
+    assert (
+        "was pre-trained on energy, forces and stress (loss weights 1 : 500 : 500), and denoising of structures "
+        "without labels and of relaxed (noise of 0.1 Å)"
+    ) in text
+    assert text.count("displacement components") >= 2
 
 
 def test_text_of_a_run_is_never_markup(tmp_path: Path) -> None:

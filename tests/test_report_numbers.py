@@ -160,6 +160,8 @@ def test_table_5_is_used_for_its_lengths_of_pretraining_alone() -> None:
         ({"kind": "derivatives", "energy_weight": 0, "forces_weight": 1, "stress_weight": 0}, "forces_0:1:0"),
         ({"kind": "derivatives", "energy_weight": 0.5}, None),
         ({"kind": "derivative_denoising"}, "denoise_derivative"),
+        ({"kind": "head_denoising"}, "denoise_head"),
+        ({"kind": "mixed", "energy_weight": 1.0, "forces_weight": 500.0, "stress_weight": 500.0}, None),
         ({"kind": "property"}, None),
     ],
 )

@@ -71,7 +71,7 @@ def check(file: Path, overrides: Set = None) -> None:
     if hasattr(options.objective, "target"):
         target_values(dataset, options.objective.target)
     seed = options.seeds[0] if hasattr(options, "seeds") else options.seed
-    split = make_split(dataset, options.data.split, options.objective, seed)
+    split = make_split(dataset, options.data.split, options.objective, seed, options.data.path)
     sizes = " / ".join(str(len(part)) for part in (split.train, split.validation, split.test))
     console.print(f"{file}: valid; {sizes} structures to train, validate, test", soft_wrap=True)
 

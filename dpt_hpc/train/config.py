@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from dpt_hpc.models import CGCNNOptions, ModelOptions
+from dpt_hpc.train.compat import Compat, check_preset, filled
 from dpt_hpc.train.deepspeed_options import ZERO_3
 
 
@@ -245,6 +246,10 @@ def _named(model: Any) -> Any:
 
 class RunConfig(Options):
     run_dir: str
+    compat: Compat = "exact"
+    """exact: all neighbours within the cutoff, physical signs, a split by material, unless an option says otherwise.
+    paper-experiments, paper-release: what either code of the paper did instead; those options cannot be given otherwise
+    then (dpt_hpc/train/compat.py lists them)."""
     data: DataOptions
     model: Annotated[ModelOptions, Field(discriminator="name"), BeforeValidator(_named)] = CGCNNOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
@@ -252,6 +257,18 @@ class RunConfig(Options):
     training: TrainingOptions = TrainingOptions()
     engine: EngineOptions = EngineOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, raw: Any) -> Any:
+        objective = cls.model_fields["objective"].default
+        kind = getattr(objective, "kind", "property")
+        return filled(raw, CGCNNOptions.name, kind) if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _keeps_to_preset(self) -> RunConfig:
+        check_preset(self.compat, self)
+        return self
 
 
 class PretrainConfig(RunConfig):

@@ -119,6 +119,8 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
         meant = " or ".join(f"{name}.{key}={tag}" for tag in tags)
         return f"{name}: a group of options, got {error['input']!r}; did you mean {meant}?"
     message = error["msg"].removeprefix("Value error, ")
+    if not name:  # a fault of several options together names them itself
+        return f"{message}."
     return f"{name}: {message}." if error["type"] == "value_error" else f"{name}: {message}; got {error['input']!r}."
 
 

@@ -19,6 +19,7 @@ from dpt_hpc.train.starts import STARTS
 
 FREE_TO_CHANGE = (
     "run_dir",
+    "compat",
     "data.path",
     "data.store",
     "data.memory",
@@ -33,7 +34,7 @@ FREE_TO_CHANGE = (
 )
 """Options that may differ when a run is resumed, as the number of its ranks may: they do not change what has been
 computed so far, nor the structures of a step. (A dataset may be moved; that it is the same one is checked by its
-digest.)"""
+digest. compat stands for other options, which are compared.)"""
 
 SAME_ON_RESUME = ("dataset", "pretrained")
 """Facts of run.json that a resumed run must find unchanged: what it learns from."""

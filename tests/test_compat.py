@@ -1,0 +1,112 @@
+"""Presets of the paper's two codes: what they set, whom they refuse, and runs that were begun before them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_runs import Options, config_of, run, small_options
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.models import CGCNNOptions, TorchMDETOptions
+from dpt_hpc.quickstart import configs
+from dpt_hpc.train.compat import NETWORKS
+from dpt_hpc.train.config import DenoisingOptions, FinetuneConfig, HeadDenoisingOptions, PretrainConfig
+from dpt_hpc.train.config_file import load_config
+from dpt_hpc.train.run_dir import claim_run_dir
+
+PRETRAININGS = sorted((configs() / "pretrain").glob("*.yaml"))
+DENOISING = {"kind": "derivative_denoising"}
+FAITHFUL = [p for p in PRETRAININGS if p.stem.startswith(tuple(NETWORKS)) and not p.stem.endswith("_mixed")]
+
+
+def test_exact_is_the_default_and_sets_nothing(small_dataset: Path, tmp_path: Path) -> None:
+    config = config_of(small_options(small_dataset), tmp_path, objective=DENOISING)
+    assert (config.compat, config.model.max_images) == ("exact", None)
+    assert config.objective == DenoisingOptions(noise_scale=0.1, sign="physical", loss="mae")
+
+
+def test_a_preset_sets_what_the_papers_code_does_otherwise(small_dataset: Path, tmp_path: Path) -> None:
+    options = small_options(small_dataset)
+    del options["data"]["split"]
+    experiments = config_of(options, tmp_path, compat="paper-experiments", objective=DENOISING)
+    assert isinstance(experiments.model, CGCNNOptions)
+    assert (experiments.model.max_images, experiments.model.gaussian_width) == (1, 0.05)
+    assert experiments.data.split.by == "structure"
+    assert experiments.objective == DenoisingOptions(noise_scale=0.1, sign="paper", loss="mae")
+    release = config_of(options, tmp_path, compat="paper-release", objective={"kind": "head_denoising"})
+    assert isinstance(release.model, CGCNNOptions)
+    assert (release.model.max_images, release.model.gaussian_width) == (2, 0.2)
+    assert release.objective == HeadDenoisingOptions(noise_scale=0.04, loss="mse")
+    assert options["model"] == small_options(small_dataset)["model"], "the options that were given have changed"
+
+
+@pytest.mark.parametrize("compat", ["paper-experiments", "paper-release"])
+@pytest.mark.parametrize("path", FAITHFUL, ids=lambda p: p.stem)
+def test_every_pretraining_of_the_paper_takes_either_preset(path: Path, compat: str) -> None:
+    config = load_config(path, PretrainConfig, [f"compat={compat}"])
+    assert config.model.max_images == (1 if compat == "paper-experiments" else 2)
+    assert config.data.split.by == "structure"
+    exact = load_config(path, PretrainConfig)
+    assert isinstance(config.model, TorchMDETOptions) or config.model.gaussian_width in (0.05, 0.2)
+    assert (exact.compat, exact.model.max_images, exact.data.split.by) == ("exact", None, "group")
+
+
+def test_fine_tuning_has_presets_too() -> None:
+    path = configs() / "finetune" / "cgcnn_jdft.yaml"
+    config = load_config(path, FinetuneConfig, ["compat=paper-release"])
+    assert isinstance(config.model, CGCNNOptions)
+    assert (config.model.max_images, config.model.gaussian_width) == (2, 0.2)
+    with pytest.raises(ConfigError, match=r"objective\.normalise=false, but objective\.normalise=true is given"):
+        load_config(path, FinetuneConfig, ["compat=paper-release", "objective.normalise=true"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.max_images=null"], r"it sets model\.max_images=1, but model\.max_images=null is given"),
+        (
+            ["model.gaussian_width=0.1", "training.ema_decay=0.9"],
+            r"training\.ema_decay=null, but .*=0\.9 is given; .*gaussian_width=0\.05, but .*=0\.1 is given",
+        ),
+        (["objective.noise_scale=0.2"], r"objective\.noise_scale=0\.1, but objective\.noise_scale=0\.2 is given"),
+        (
+            ["objective={kind: mixed}"],
+            r"compat is paper-experiments, but the paper has no objective mixed; it has",
+        ),
+        (["model={name: schnet}"], r"has no network schnet; it has cgcnn, torchmd_et\. Expected exact"),
+        (["model=3"], r"model: a group of options, got 3"),
+        (["compat=papers"], r"compat: Input should be 'exact', 'paper-experiments' or 'paper-release'"),
+    ],
+)
+def test_an_option_against_the_preset_is_refused_with_both_values(settings: list[str], message: str) -> None:
+    path = configs() / "pretrain" / "cgcnn_denoising.yaml"
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, PretrainConfig, ["compat=paper-experiments", *settings])
+
+
+def test_a_run_begun_before_an_option_existed_goes_on(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    """What its config does not say is what it did; and a preset may be named later, if it sets what the run had."""
+    options = finished[0] | {"objective": {**DENOISING, "sign": "paper"}, "training": {"epochs": 1, "batch_size": 12}}
+    path = run(options, tmp_path / "run")
+    saved: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text())
+    del saved["compat"], saved["objective"]["loss"]
+    (path / "config.yaml").write_text(yaml.safe_dump(saved))
+    claim_run_dir(path, load_config(path / "config.yaml", PretrainConfig), resume=True)
+    claim_run_dir(path, config_of(options, path), resume=True)
+    with pytest.raises(ConfigError, match=r"objective\.loss: was 'mae', now 'mse'"):
+        claim_run_dir(path, config_of(options, path, objective=options["objective"] | {"loss": "mse"}), resume=True)
+    with pytest.raises(ConfigError, match=r"model\.max_images: was None, now 1"):
+        claim_run_dir(path, config_of(options, path, compat="paper-experiments"), resume=True)
+
+
+def test_a_saved_config_that_is_valid_no_more_is_compared_as_it_is(
+    finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    saved: dict[str, Any] = yaml.safe_load((finished[1] / "config.yaml").read_text())
+    saved["training"]["warmup"] = 3
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match=r"training\.warmup: was 3, now None"):
+        claim_run_dir(tmp_path, config_of(finished[0], tmp_path), resume=True)
