@@ -352,11 +352,12 @@ def test_a_dataset_by_name_is_that_of_a_plain_ingest_with_its_origin(frames: byt
     assert report is not None
     by_hand = ingest([tmp_path / "raw" / "small" / "small.xyz"], tmp_path / "by_hand", IngestOptions(max_atoms=64))
     assert report.manifest.digest == by_hand.manifest.digest
-    made_of = Manifest.read(tmp_path / "small").provenance["origin"]
+    made_of = Manifest.read(tmp_path / "small").provenance
     assert made_of["licence"] == "CC0"
     assert made_of["doi"] == "10.0000/nothing"
-    assert made_of["files"][0]["sha256"] == digest(frames)
-    assert made_of["files"][0]["url"] == served.url("small.xyz")
+    assert made_of["raw_files"][0]["sha256"] == digest(frames)
+    assert made_of["raw_files"][0]["url"] == served.url("small.xyz")
+    assert made_of["citation"] == "Nobody, J. Tests 1, 1 (2026). https://doi.org/10.0000/nothing"
     assert str(tmp_path) not in json.dumps(made_of)
     summary = inspect_dataset(tmp_path / "small")
     assert "licence: CC0" in origin_lines(summary.provenance)

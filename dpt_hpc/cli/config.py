@@ -60,6 +60,7 @@ def show(file: Path, overrides: Set = None, as_json: Json = False) -> None:
 @config.command(epilog="Example: `dpt-hpc config check mine.yaml --set data.path=data/mine`")
 def check(file: Path, overrides: Set = None) -> None:
     """Whether a config is valid, and its data and files are there. Starts nothing."""
+    from dpt_hpc.data.leaks import read_exclusion
     from dpt_hpc.data.shards import Dataset
     from dpt_hpc.train.checkpoint import find_checkpoint
     from dpt_hpc.train.parts import make_split, target_values
@@ -71,7 +72,8 @@ def check(file: Path, overrides: Set = None) -> None:
     if hasattr(options.objective, "target"):
         target_values(dataset, options.objective.target)
     seed = options.seeds[0] if hasattr(options, "seeds") else options.seed
-    split = make_split(dataset, options.data.split, options.objective, seed, options.data.path)
+    excluded = None if options.data.exclude is None else read_exclusion(options.data.exclude, dataset)
+    split = make_split(dataset, options.data.split, options.objective, seed, options.data.path, excluded)
     sizes = " / ".join(str(len(part)) for part in (split.train, split.validation, split.test))
     console.print(f"{file}: valid; {sizes} structures to train, validate, test", soft_wrap=True)
 

@@ -1,17 +1,21 @@
-"""Verbs on the catalog of public datasets: list, show, get, mirror."""
+"""Verbs on the catalog of public datasets (list, show, get, mirror), and leaks between datasets."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dpt_hpc.cli.app import Json, Quiet, app, console
+from dpt_hpc.cli.app import Json, Quiet, app, console, one_of
+from dpt_hpc.data.manifest import write_atomically
 from dpt_hpc.errors import ConfigError, DataError
 
-data = typer.Typer(no_args_is_help=True, help="Public datasets by name: list them, get them, fill a mirror with them.")
+SHOWN = 10
+"""Structures of a dataset that `leaks` prints; the file has all."""
+
+data = typer.Typer(no_args_is_help=True, help="Public datasets by name, mirrors of them, and leaks between datasets.")
 app.add_typer(data, name="data")
 
 CatalogFile = Annotated[Path | None, typer.Option("--catalog", help="Another catalog of the same form.")]
@@ -104,6 +108,53 @@ def mirror(
         failed = fill_mirror(chosen, directory, sources, (lambda _: None) if quiet else bar.say)
     if failed:
         raise DataError(f"{directory}: {len(failed)} files are missing.\n" + "\n".join(failed))
+
+
+@data.command(
+    epilog="Example: `dpt-hpc data leaks data/pretrain data/jdft data/phonons --out leaks.json`; then pre-train with "
+    "`--set data.exclude=leaks.json`"
+)
+def leaks(
+    pretraining: Annotated[Path, typer.Argument(help="The dataset of the pre-training.")],
+    downstream: Annotated[list[Path], typer.Argument(help="Datasets to look for in it.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Only the test part of this fine-tuning (all seeds), or of one seed.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="structure: of like composition and geometry; composition: that alone.")
+    ] = "structure",
+    out: Annotated[Path | None, typer.Option(help="Write what is found as JSON, for data.exclude.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Structures of downstream datasets that a pre-training dataset holds: tests on them would flatter."""
+    from dpt_hpc.data.leaks import find_leaks, leaks_as_json, part_tested_by
+    from dpt_hpc.data.shards import Dataset
+
+    kind: Any = one_of("--by", by, ("structure", "composition"))
+    if run is not None and len(downstream) > 1:
+        raise ConfigError(f"data leaks: --run {run} is of one dataset, but {len(downstream)} are named.")
+    held, found = Dataset.open(pretraining), []
+    for path in downstream:
+        dataset = Dataset.open(path)
+        part = None if run is None else part_tested_by(run, dataset)
+        names = (str(path), "all" if run is None else f"test part of {run}")
+        found.append(find_leaks(held, dataset, part, by=kind, names=names))
+    content = leaks_as_json(held, str(pretraining), kind, found)
+    if out is not None:
+        write_atomically(out, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    if as_json:
+        print(json.dumps(content))
+        return
+    for leak in found:
+        _say(leak.line())
+        for match in leak.matches[:SHOWN]:
+            _say(f"  {match.structure_id}: {', '.join(match.found_as)}")
+        if len(leak.matches) > SHOWN:
+            _say(f"  and {len(leak.matches) - SHOWN} more (--out FILE lists all)")
+    _say(
+        f"to leave out of the pre-training: {len(content['exclude']):,} of {len(held):,} structures"
+        + (f", in {out} (--set data.exclude={out})" if out else "")
+    )
 
 
 class _Bar:

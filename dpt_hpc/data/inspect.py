@@ -178,16 +178,12 @@ def _origin(summary: DatasetSummary) -> Text:
 
 
 def origin_lines(provenance: Mapping[str, Any]) -> list[str]:
-    """What a dataset of the catalog says of its licence, citation and files; nothing for another one."""
-    origin = provenance.get("origin")
-    if not origin:
-        return []
-    lines = [
-        f"{origin['dataset']}, of the catalog",
-        f"licence: {origin['licence']}",
-        f"cite: {origin['citation']}. https://doi.org/{origin['doi']}",
-    ]
-    for file in origin["files"]:
+    """What a dataset says of its licence, citation and raw files; nothing if it was not made of the catalog."""
+    lines = [f"{word}: {provenance[key]}" for word, key in WORDS.items() if key in provenance]
+    for file in provenance.get("raw_files", []):
         known = "" if file["verified"] else ", not verified"
         lines.append(f"file {file['file']}: sha256 {file['sha256']}{known}; {file['url'] or 'no public address'}")
     return lines
+
+
+WORDS = {"catalog": "catalog", "licence": "licence", "cite": "citation"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Sorted structure indices of the three parts; their union is the dataset, their intersections are empty."""
+    """Sorted structure indices of the three parts, whose intersections are empty; with `excluded`, which are in none of
+    them, their union is what can be learnt from."""
 
     train: Indices
     validation: Indices
     test: Indices
+    excluded: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 def split_dataset(groups: NDArray[Any], fractions: tuple[float, float, float], seed: int) -> Split:

@@ -44,6 +44,8 @@ class DataOptions(Options):
     """What auto may take of a node's memory: up to 1, a part of what is free; above, GB."""
     stage: str | None = None
     """A directory on the node's own disk, such as ${TMPDIR}, to which the shards are copied first, and checked."""
+    exclude: str | None = None
+    """A file of `dpt-hpc data leaks --out`, or a JSON list of ids: structures that are in no part of the split."""
     shuffle_window: int = Field(65_536, ge=1)
     """How many structures are shuffled among themselves. A larger dataset is drawn in windows of that many, made of
     blocks of 64 neighbours in random order, so that a step needs one window in reach and not the dataset."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpt_hpc.data.group import agree
+from dpt_hpc.data.leaks import read_exclusion
 from dpt_hpc.data.loader import Loader, Step, in_windows, parts_in_windows
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
@@ -71,14 +72,13 @@ def open_dataset(options: DataOptions, ranks: Ranks) -> Dataset:
 
 
 def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOptions, seed: int, ranks: Ranks) -> Split:
-    """The split, made by rank 0 for all. Collective; raises DataError, on every rank, as `make_split` does."""
-    first = ranks.rank == 0
-    split: Split = ranks.broadcast(
-        agree(
-            ranks,
-            lambda: make_split(dataset, options.split, objective, seed, options.path) if first else None,
-        )
-    )
+    """The split, made by rank 0 for all. Collective; raises on every rank as `make_split` and `read_exclusion` do."""
+
+    def made() -> Split:
+        excluded = None if options.exclude is None else read_exclusion(options.exclude, dataset)
+        return make_split(dataset, options.split, objective, seed, options.path, excluded)
+
+    split: Split = ranks.broadcast(agree(ranks, lambda: made() if ranks.rank == 0 else None))
     return split
 
 

@@ -10,27 +10,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpt_hpc.data.shards import Dataset
-from dpt_hpc.data.split import Split, split_dataset
+from dpt_hpc.data.split import Indices, Split, split_dataset
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.config import LabelOptions, MixedOptions, ObjectiveOptions, PropertyOptions, SplitOptions
 
 
 def make_split(
-    dataset: Dataset, options: SplitOptions, objective: ObjectiveOptions, seed: int, paths: Sequence[str] = ()
+    dataset: Dataset,
+    options: SplitOptions,
+    objective: ObjectiveOptions,
+    seed: int,
+    paths: Sequence[str] = (),
+    excluded: Indices | None = None,
 ) -> Split:
     """The split that `options` describe, of the structures that `objective` can learn from.
 
-    paths: of the dataset's directories, of which an objective of kind mixed may name some. Raises DataError if a part
-    is empty, or lacks a label of the loss altogether: its loss would be zero.
+    paths: of the dataset's directories, of which an objective of kind mixed may name some. excluded: structures that
+    are in no part. Raises DataError if a part is empty, or lacks a label of the loss altogether: its loss would be 0.
     """
+    excluded = np.empty(0, dtype=np.int64) if excluded is None else excluded
     usable = np.arange(len(dataset))
     if isinstance(objective, PropertyOptions):
         usable = np.flatnonzero(~np.isnan(target_values(dataset, objective.target)))
+    usable = np.setdiff1d(usable, excluded, assume_unique=True)
     labels = dataset.group_codes if options.by == "group" else places_as_text(len(dataset))
     fractions = (options.train, options.validation, options.test)
     split = split_dataset(labels[usable], fractions, seed if options.seed is None else options.seed)
-    split = Split(usable[split.train], usable[split.validation], usable[split.test])
+    split = Split(usable[split.train], usable[split.validation], usable[split.test], excluded)
     if isinstance(objective, LabelOptions):
         _check_labels(dataset, objective, split, paths)
     return split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -42,6 +43,12 @@ def describe_data(dataset: Dataset, config: RunConfig) -> list[dict[str, Any]]:
         {"path": path, "structures": manifest.num_structures, "digest": manifest.digest}
         for path, manifest in zip(config.data.path, dataset.manifests, strict=True)
     ]
+
+
+def describe_exclusion(dataset: Dataset, split: Split, path: str) -> dict[str, Any]:
+    """What data.exclude leaves out, for run.json: its file, how many structures, and a digest of their ids."""
+    ids = "\n".join(sorted(dataset.ids(split.excluded)))
+    return {"path": path, "structures": len(split.excluded), "digest": hashlib.sha256(ids.encode()).hexdigest()}
 
 
 class Run:
@@ -147,6 +154,10 @@ class Run:
             first = self.ranks.rank == 0
             agree(self.ranks, lambda: self.lock.take(self.config.engine.rank_timeout) if first else None)
         sources = {"dataset": describe_data(dataset, self.config), **sources}
+        told = ""
+        if self.config.data.exclude is not None:
+            sources["excluded"] = describe_exclusion(dataset, split, self.config.data.exclude)
+            told = f"{len(split.excluded)} excluded by {self.config.data.exclude}; "
         trainer = self.trainer(dataset, split, model, sources)
         engine = trainer.engine
         facts = {
@@ -176,7 +187,7 @@ class Run:
         )
         monitor.say(
             f"{self.run_dir}: {len(split.train)} / {len(split.validation)} / {len(split.test)} structures to train, "
-            f"validate, test; {facts['parameters']} parameters; {facts['engine']} on {facts['device']}; "
+            f"validate, test; {told}{facts['parameters']} parameters; {facts['engine']} on {facts['device']}; "
             f"{self.ranks.world.source}" + (f"; resumed at step {trainer.step}" if self.resume else "")
         )
         unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]

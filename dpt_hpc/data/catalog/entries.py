@@ -80,6 +80,11 @@ class Entry(Model):
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
+    def reference(self) -> str:
+        """The citation with its DOI."""
+        return f"{self.citation}. https://doi.org/{self.doi}"
+
+    @property
     def unpinned(self) -> list[str]:
         """Names of the files whose SHA-256 is not known."""
         return [file.name for file in self.files if file.sha256 is None]
@@ -106,7 +111,7 @@ class Entry(Model):
             f"records: {'unknown' if self.records is None else f'{self.records:,}'}"
             + ("" if self.structures is None else f", of which {self.structures:,} structures after ingest"),
             f"licence: {self.licence}",
-            f"cite: {self.citation}. https://doi.org/{self.doi}",
+            f"cite: {self.reference}",
             f"state: {self.state}",
         ]
         for file in self.files:

@@ -135,18 +135,18 @@ def get_dataset(entry: Entry, out: Path, sources: Sources, say: Say, *, raw: boo
     else:
         report = ingest([one.path for one in found], target, options, origin=origin(entry, found))
     say(f"licence: {entry.licence}")
-    say(f"cite: {entry.citation}. https://doi.org/{entry.doi}")
+    say(f"cite: {entry.reference}")
     return report
 
 
 def origin(entry: Entry, found: Sequence[Obtained]) -> dict[str, Any]:
     """What dataset.json says of where a dataset comes from; `dpt-hpc inspect` shows it."""
     return {
-        "dataset": entry.name,
+        "catalog": entry.name,
         "licence": entry.licence,
-        "citation": entry.citation,
+        "citation": entry.reference,
         "doi": entry.doi,
-        "files": [
+        "raw_files": [
             {"file": one.path.name, "url": one.url, "sha256": one.sha256, "verified": one.verified, "how": one.how}
             for one in found
         ],
@@ -156,8 +156,7 @@ def origin(entry: Entry, found: Sequence[Obtained]) -> dict[str, Any]:
 def _is_there(entry: Entry, target: Path) -> bool:
     if not (target / MANIFEST_NAME).exists():
         return False
-    made_of = Manifest.read(target).provenance.get("origin", {})
-    if made_of.get("dataset") == entry.name:
+    if Manifest.read(target).provenance.get("catalog") == entry.name:
         return True
     raise DataError(
         f"dataset {target}: is already there, and not made of the catalog's {entry.name}.\n"

@@ -77,8 +77,7 @@ def ingest(
         for report, stated in zip(reports, units, strict=True):
             yield from intake.take(report, stated, progress)
         provenance["sources"] = [report.summary() for report in reports]
-        if origin is not None:
-            provenance["origin"] = dict(origin)
+        provenance.update(origin or {})
         provenance["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     manifest = write_dataset(

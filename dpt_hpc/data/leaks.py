@@ -1,0 +1,190 @@
+"""Structures of a downstream dataset that a pre-training dataset holds too, and how a run leaves them out.
+
+First by reduced composition, in one pass over both datasets, then those of like composition pair by pair by geometry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpt_hpc.data.shards import Dataset
+from dpt_hpc.errors import ConfigError, DataError
+
+Indices = NDArray[np.int64]
+By = Literal["structure", "composition"]
+Progress = Callable[[int, int], None]
+MAX_Z = 1 << 8
+
+
+@dataclass(frozen=True)
+class Match:
+    """A downstream structure, and the ids under which the pre-training dataset holds it."""
+
+    structure_id: str
+    found_as: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What was found of one downstream dataset. checked: structures looked at; same_composition: of these, those whose
+    reduced composition the pre-training dataset has; matches: those that were found."""
+
+    dataset: str
+    digest: str
+    part: str
+    structures: int
+    checked: int
+    same_composition: int
+    matches: tuple[Match, ...]
+
+    def line(self) -> str:
+        """For the terminal."""
+        share = 100 * len(self.matches) / max(self.checked, 1)
+        return (
+            f"{self.dataset} ({self.part}): {len(self.matches):,} of {self.checked:,} structures ({share:.2g} %) are "
+            f"in the pre-training dataset; {self.same_composition:,} have a composition that it has"
+        )
+
+
+def compositions(dataset: Dataset) -> Iterator[bytes]:
+    """The reduced composition of each structure, in order: elements and counts by their greatest common divisor."""
+    for shard, (start, stop) in enumerate(zip(dataset.first_structure[:-1], dataset.first_structure[1:], strict=True)):
+        numbers = dataset.files.read(shard, "atomic_numbers")
+        if numbers is None or start == stop:
+            continue
+        atoms = np.diff(dataset.atom_ptr[start : stop + 1])
+        owner = np.repeat(np.arange(stop - start), atoms)
+        kinds, counts = np.unique(owner * MAX_Z + np.asarray(numbers, dtype=np.int64), return_counts=True)
+        first = np.searchsorted(kinds, np.arange(stop - start) * MAX_Z)
+        reduced = counts // np.repeat(np.gcd.reduceat(counts, first), np.diff([*first, len(kinds)]))
+        table = np.stack([kinds % MAX_Z, reduced], axis=1)
+        for begin, end in zip(first.tolist(), [*first[1:].tolist(), len(kinds)], strict=True):
+            yield table[begin:end].tobytes()
+
+
+def find_leaks(
+    pretraining: Dataset,
+    downstream: Dataset,
+    indices: Indices | None = None,
+    *,
+    by: By = "structure",
+    names: tuple[str, str] = ("", "all"),
+    progress: Progress | None = None,
+) -> Leaks:
+    """Structures `indices` (B,) of `downstream` (None: all) that `pretraining` holds too.
+
+    by: structure compares those of like composition with pymatgen's StructureMatcher; composition takes that alone.
+    names: of the downstream dataset and of its part. progress: called with the pairs compared so far and those in all.
+    """
+    chosen = np.arange(len(downstream)) if indices is None else np.asarray(indices, dtype=np.int64)
+    kinds = list(compositions(downstream))
+    wanted = {kinds[i] for i in chosen.tolist()}
+    held = defaultdict(list)
+    for index, kind in enumerate(compositions(pretraining)):
+        if kind in wanted:
+            held[kind].append(index)
+    suspects = [i for i in chosen.tolist() if kinds[i] in held]
+    pairs = sum(len(held[kinds[i]]) for i in suspects)
+    found = {i: held[kinds[i]] for i in suspects}
+    if by == "structure" and suspects:
+        found = _same(pretraining, downstream, found, pairs, progress)
+    matches = [
+        Match(structure_id, tuple(pretraining.ids(found[i])))
+        for i, structure_id in zip(suspects, downstream.ids(suspects), strict=True)
+        if found[i]
+    ]
+    digest = "+".join(manifest.digest for manifest in downstream.manifests)
+    return Leaks(names[0], digest, names[1], len(downstream), len(chosen), len(suspects), tuple(matches))
+
+
+def _same(
+    pretraining: Dataset, downstream: Dataset, held: dict[int, list[int]], pairs: int, progress: Progress | None
+) -> dict[int, list[int]]:
+    from dpt_hpc.data.ingest.matching import Matcher
+
+    matcher, done = Matcher(), 0
+    found = {}
+    for index, candidates in held.items():
+        structure = downstream.get(index)
+        found[index] = [j for j in candidates if matcher.same(structure, pretraining.get(j))]
+        done += len(candidates)
+        if progress is not None:
+            progress(done, pairs)
+    return found
+
+
+def leaks_as_json(pretraining: Dataset, name: str, by: By, found: Sequence[Leaks]) -> dict[str, Any]:
+    """What was found; `exclude`: the ids to leave out of a pre-training. name: of the pre-training dataset."""
+    content: dict[str, Any] = {
+        "pretraining": {
+            "dataset": name,
+            "digest": "+".join(manifest.digest for manifest in pretraining.manifests),
+            "structures": len(pretraining),
+        },
+        "by": by,
+        "downstream": [asdict(leaks) for leaks in found],
+        "exclude": sorted({name for leaks in found for match in leaks.matches for name in match.found_as}),
+    }
+    if by == "structure":
+        from dpt_hpc.data.ingest.matching import CONVENTION
+
+        content["tolerances"] = CONVENTION
+    return content
+
+
+def part_tested_by(run: Path, downstream: Dataset) -> Indices:
+    """Indices in `downstream` of the test structures of a fine-tuning, or of one of its seeds (all seeds: of any).
+
+    Raises DataError if `run` has no split, or one of another dataset.
+    """
+    files = [run / "split.npz"] if (run / "split.npz").exists() else sorted(run.glob("seed_*/split.npz"))
+    if not files:
+        raise DataError(
+            f"run {run}: has no split.npz, so its test part is not known.\nName a run directory, or a seed's."
+        )
+    wanted: set[str] = set()
+    for file in files:
+        with np.load(file) as parts:
+            wanted.update(parts["test"].tolist())
+    place = {name: i for i, name in enumerate(downstream.structure_ids.tolist())}
+    if missing := wanted - place.keys():
+        raise DataError(
+            f"run {run}: {len(missing)} of its {len(wanted)} test structures, such as {min(missing)}, are not in the "
+            "dataset.\nName the dataset that the run was trained on."
+        )
+    return np.sort(np.array([place[name] for name in wanted], dtype=np.int64))
+
+
+def read_exclusion(path: str, dataset: Dataset) -> Indices:
+    """Sorted indices of the structures that data.exclude names: a file of `dpt-hpc data leaks --out`, or a JSON list.
+
+    Raises ConfigError for a file that is not there or not of this form, DataError for ids that the dataset has not got.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"data.exclude {path}: cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"data.exclude {path}: not JSON: {error}.\n{_FORM}") from None
+    ids = content.get("exclude") if isinstance(content, dict) else content
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise ConfigError(f"data.exclude {path}: has no list of structure ids.\n{_FORM}")
+    place = {name: i for i, name in enumerate(dataset.structure_ids.tolist())}
+    if unknown := sorted(set(ids) - place.keys()):
+        shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
+        raise DataError(
+            f"data.exclude {path}: {len(unknown)} of its {len(set(ids))} ids are not in the dataset: {shown}.\n"
+            "It would leave in what it should leave out. Make it with `dpt-hpc data leaks` on the dataset of data.path."
+        )
+    return np.array(sorted({place[name] for name in ids}), dtype=np.int64)
+
+
+_FORM = "Make it with `dpt-hpc data leaks PRETRAINING DOWNSTREAM... --out FILE`."
