@@ -12,7 +12,19 @@ from dpt_hpc import __version__
 from dpt_hpc.cli import run_command_line
 from dpt_hpc.quickstart import configs
 
-VERBS = ["ingest", "inspect", "pretrain", "finetune", "evaluate", "report", "quickstart", "doctor"]
+VERBS = [
+    "ingest",
+    "inspect",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "predict",
+    "embed",
+    "export",
+    "report",
+    "quickstart",
+    "doctor",
+]
 PRETRAIN = str(configs() / "pretrain" / "cgcnn_1_500_500.yaml")
 
 

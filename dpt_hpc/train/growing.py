@@ -45,6 +45,10 @@ class GrowingArrays:
         os.replace(temporary, self._path)
         shutil.rmtree(self._folder)
 
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     @staticmethod
     def _copy(pieces: list[tuple[tuple[int, ...], np.dtype[Any]]], own: Any, into: Any) -> None:
         dtype = np.result_type(*{dtype for _, dtype in pieces})

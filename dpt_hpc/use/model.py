@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
+import numpy as np
 import torch
 
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
 from dpt_hpc.models import Scaling, predict
-from dpt_hpc.models.derivatives import build_graph, edge_vectors
+from dpt_hpc.models.derivatives import edge_vectors
 from dpt_hpc.ops import NATIVE_DEVICES, RadiusGraph
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
 from dpt_hpc.train.card import ModelCard
 from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model
+from dpt_hpc.use.batching import EDGE_BUDGET, Batching, Compute, OnFault, Pair, Result
 from dpt_hpc.use.doubts import doubts
 from dpt_hpc.use.files import read_structures
 from dpt_hpc.use.predicted import Embedding, Predicted
 from dpt_hpc.use.shares import atomic_energies, check_shares
-from dpt_hpc.use.structures import as_structure, edges_to_expect, has_stress, spanning
+from dpt_hpc.use.structures import as_structure, has_stress
 
-Result = TypeVar("Result")
-Pair = tuple[Structure, Result]
-Compute = Callable[[list[Structure], RadiusGraph, Batch], list[Result]]
 Many = str | Path | list[Any] | tuple[Any, ...]
 """A path, or several structures: what is answered by a list."""
 
-EDGE_BUDGET = 400_000
-"""Of a batch: about 1 GB with the paper's CGCNN, forces included."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -130,15 +126,24 @@ class Model:
         return [_warned(predicted) for _, predicted in pairs]
 
     def stream(
-        self, structures: Iterable[Structure], *, forces: bool = True, stress: bool = True, energies: bool = False
+        self,
+        structures: Iterable[Structure],
+        *,
+        forces: bool = True,
+        stress: bool = True,
+        energies: bool = False,
+        on_fault: OnFault = None,
     ) -> Iterator[Pair[Predicted]]:
-        """Each structure with what is predicted for it, in order; holds one batch at a time. Raises as `predict`."""
+        """Each structure with what is predicted for it, in order; holds one batch at a time.
+
+        on_fault: told of each structure that cannot be answered, which is left out; None to raise as `predict` does.
+        """
         self.check_request(energies=energies)
 
         def compute(part: list[Structure], graph: RadiusGraph, batch: Batch) -> list[Predicted]:
             return self._predict(part, graph, batch, forces=forces, stress=stress, energies=energies)
 
-        return self._batched(structures, compute)
+        return self._batched(structures, compute, on_fault)
 
     @overload
     def embed(self, what: Many) -> list[Embedding]: ...
@@ -153,9 +158,11 @@ class Model:
             return found[1]
         return [embedding for _, embedding in self.stream_embeddings(_structures(what))]
 
-    def stream_embeddings(self, structures: Iterable[Structure]) -> Iterator[Pair[Embedding]]:
-        """Each structure with its embedding, in order; holds one batch at a time."""
-        return self._batched(structures, self._embed)
+    def stream_embeddings(
+        self, structures: Iterable[Structure], *, on_fault: OnFault = None
+    ) -> Iterator[Pair[Embedding]]:
+        """Each structure with its embedding, in order; holds one batch at a time. on_fault: as for `stream`."""
+        return self._batched(structures, self._embed, on_fault)
 
     def check_request(self, *, energies: bool) -> None:
         """Raise DataError if energies of atoms are asked of a network that has none."""
@@ -164,53 +171,10 @@ class Model:
         if energies:
             check_shares(self.card.options.pooling)
 
-    def _batched(self, structures: Iterable[Structure], compute: Compute[Result]) -> Iterator[Pair[Result]]:
-        """Fill batches to the edge budget, in order, and compute each."""
-        part: list[Structure] = []
-        held = 0
-        for structure in structures:
-            self._check_elements(structure)
-            edges = edges_to_expect(structure, self.cutoff, self.network.max_neighbors)
-            if part and held + edges > self.edge_budget:
-                yield from self._computed(part, compute)
-                part, held = [], 0
-            part.append(structure)
-            held += edges
-        if part:
-            yield from self._computed(part, compute)
-
-    def _computed(self, part: list[Structure], compute: Compute[Result]) -> Iterator[Pair[Result]]:
-        """One batch, or its halves where it holds twice as many edges as expected, or more than the GPU's memory."""
-        found: list[Result] | None = None
-        batch = graph = None
-        try:
-            with torch.no_grad():
-                filled = [_filled(structure) for structure in part]
-                batch = Batch.from_structures(filled, self.dtype).to(self.device)
-                graph = build_graph(self.network, batch)
-                if len(part) == 1 or graph.num_edges <= 2 * self.edge_budget:
-                    found = compute(part, graph, batch)
-        except DataError as error:
-            if error.structure is None:
-                raise
-            name = part[error.structure].structure_id or "structure"
-            text = (
-                str(error).removeprefix("radius_graph: ").replace(f" of structure {error.structure} of the batch", "")
-            )
-            raise DataError(f"{name}: {text}") from None
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
-                raise EnvironmentFault(
-                    f"{part[0].structure_id or 'structure'}: its {part[0].num_atoms} atoms do not fit into the memory "
-                    f"of {self.device}.\nUse device cpu, or leave out what is not needed (forces, stress)."
-                ) from None
-        if found is not None:
-            yield from zip(part, found, strict=True)
-            return
-        batch = graph = None  # their memory, before more is asked for
-        middle = len(part) // 2
-        yield from self._computed(part[:middle], compute)
-        yield from self._computed(part[middle:], compute)
+    def _batched(
+        self, structures: Iterable[Structure], compute: Compute[Result], on_fault: OnFault
+    ) -> Iterator[Pair[Result]]:
+        return Batching(self.network, self.edge_budget, compute, on_fault).run(structures, self._check_elements)
 
     def _predict(
         self, part: list[Structure], graph: RadiusGraph, batch: Batch, *, forces: bool, stress: bool, energies: bool
@@ -245,7 +209,7 @@ class Model:
             elif self.gives == "property":
                 own["properties"] = {learnt["target"]: values[k]}
             found.append(Predicted(structure.structure_id, structure.num_atoms, **own, warnings=doubtful[k]))
-        self._check_finite(part, found)
+        _check_finite(found)
         return found
 
     def _embed(self, part: list[Structure], graph: RadiusGraph, batch: Batch) -> list[Embedding]:
@@ -272,15 +236,22 @@ class Model:
                 "To see them anyway: --allow-unknown-elements, or allow_unknown_elements=True."
             )
 
-    def _check_finite(self, part: Sequence[Structure], found: Sequence[Predicted]) -> None:
-        for structure, predicted in zip(part, found, strict=True):
-            numbers = [predicted.energy, predicted.forces, predicted.stress, predicted.noise]
-            numbers += list(predicted.properties.values())
-            if any(v is not None and not torch.as_tensor(v).isfinite().all() for v in numbers):
-                raise DataError(
-                    f"{structure.structure_id or 'structure'}: the network's answer is not a finite number.\n"
-                    "Such a structure is far from all that it has seen: look at its distances and its volume."
-                )
+
+def _check_finite(found: Sequence[Predicted]) -> None:
+    for place, predicted in enumerate(found):
+        numbers = [
+            predicted.energy,
+            predicted.forces,
+            predicted.stress,
+            predicted.noise,
+            *predicted.properties.values(),
+        ]
+        if any(v is not None and not np.isfinite(v).all() for v in numbers):
+            raise DataError(
+                "the network's answer is not a finite number.\n"
+                "Such a structure is far from all that it has seen: look at its distances and its volume.",
+                place,
+            )
 
 
 def _device(name: str) -> torch.device:
@@ -311,11 +282,6 @@ def _structures(what: Any) -> Iterator[Structure]:
             yield from read_structures([item])
         else:
             yield as_structure(item, f"structure {place}")
-
-
-def _filled(structure: Structure) -> Structure:
-    cell = spanning(structure)
-    return structure if cell is structure.cell else replace(structure, cell=cell)
 
 
 def _warned(predicted: Predicted) -> Predicted:

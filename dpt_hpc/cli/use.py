@@ -1,0 +1,141 @@
+"""Verbs that use a trained network: predict, embed, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpt_hpc.cli.app import Json, Quiet, app, console, one_of
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILES...", help="Structure files, directories, datasets.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A run, a checkpoint, or an exported model.")]
+Format = Annotated[str | None, typer.Option("--format", help="Read every file as this format.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Precision = Annotated[str | None, typer.Option("--dtype", help="float32 or float64; else that of the weights.")]
+Unknown = Annotated[bool, typer.Option("--allow-unknown-elements", help="Predict for elements never seen.")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Tell broken records and go on.")]
+Budget = Annotated[int, typer.Option(min=1, help="Directed edges of a batch; more need more memory.")]
+EDGES = 400_000
+
+
+@app.command(
+    epilog="Example: `dpt-hpc predict runs/pretrain *.cif -o energies.csv`; "
+    "`dpt-hpc predict model.safetensors relax.extxyz -o out.extxyz --energies`"
+)
+def predict(
+    checkpoint: Checkpoint,
+    files: Files,
+    out: Annotated[Path, typer.Option("--out", "-o", help="What to write: .extxyz, .csv or .json.")],
+    forces: Annotated[
+        bool, typer.Option(help="Forces, too; without forces and stress it is three times as fast.")
+    ] = True,
+    stress: Annotated[bool, typer.Option(help="Stress, too.")] = True,
+    energies: Annotated[bool, typer.Option("--energies", help="Energies of the atoms, too.")] = False,
+    file_format: Format = None,
+    device: Device = "auto",
+    dtype: Precision = None,
+    edge_budget: Budget = EDGES,
+    allow_unknown_elements: Unknown = False,
+    skip_broken: SkipBroken = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Energies, forces and stress, or the property that a network learnt, of any number of structures in files."""
+    from dpt_hpc.use import load
+    from dpt_hpc.use.work import predict_files
+
+    model = load(
+        checkpoint,
+        device=device,
+        dtype=one_of("--dtype", dtype, (None, "float32", "float64")),
+        allow_unknown_elements=allow_unknown_elements,
+        edge_budget=edge_budget,
+    )
+    summary = predict_files(
+        model,
+        files,
+        out,
+        forces=forces,
+        stress=stress,
+        energies=energies,
+        file_format=file_format,
+        skip_broken=skip_broken,
+        quiet=quiet or as_json,
+        say=_say,
+    )
+    rate = summary["structures"] / max(summary["seconds"], 1e-9)
+    _conclude(summary, f"{summary['atoms']} atoms, {rate:.3g} structures/s", quiet=quiet, as_json=as_json)
+
+
+@app.command(
+    epilog="Example: `dpt-hpc embed runs/pretrain data/mine -o features.npz`, then numpy.load and scikit-learn"
+)
+def embed(
+    checkpoint: Checkpoint,
+    files: Files,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],
+    atoms: Annotated[bool, typer.Option("--atoms", help="Embeddings of the atoms, too.")] = False,
+    file_format: Format = None,
+    device: Device = "auto",
+    dtype: Precision = None,
+    edge_budget: Budget = EDGES,
+    allow_unknown_elements: Unknown = False,
+    skip_broken: SkipBroken = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """What a network knows of structures before its read-out, as arrays: features for another model."""
+    from dpt_hpc.use import load
+    from dpt_hpc.use.work import embed_files
+
+    model = load(
+        checkpoint,
+        device=device,
+        dtype=one_of("--dtype", dtype, (None, "float32", "float64")),
+        allow_unknown_elements=allow_unknown_elements,
+        edge_budget=edge_budget,
+    )
+    quietly = quiet or as_json
+    summary = embed_files(
+        model, files, out, atoms=atoms, file_format=file_format, skip_broken=skip_broken, quiet=quietly, say=_say
+    )
+    _conclude(summary, f"{summary['features']} features", quiet=quiet, as_json=as_json)
+
+
+@app.command(
+    epilog="Example: `dpt-hpc export runs/pretrain -o model/`; `dpt-hpc export runs/pretrain -o cgcnn.safetensors`"
+)
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A directory, or a file that ends with .safetensors.")],
+    force: Annotated[bool, typer.Option("--force", help="Write over an earlier export.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Weights and their card, without the optimiser and the places of files: a model to share."""
+    from dpt_hpc.use.work import export as run
+
+    summary = run(checkpoint, out, force=force)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        units = ", ".join(summary["units"])
+        console.print(f"wrote {out}: {summary['network']}, {summary['parameters']} parameters; gives {units}")
+
+
+def _conclude(summary: dict[str, Any], more: str, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+    elif not quiet:
+        doubts = "".join(f", {summary[key]} {text}" for key, text in DOUBTS.items() if summary.get(key))
+        console.print(f"wrote {summary['out']}: {summary['structures']} structures, {more}{doubts}", soft_wrap=True)
+
+
+DOUBTS = {"left_out": "left out", "warnings": "warnings"}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,207 @@
+"""The verbs `predict`, `embed` and `export`: files in, a file out, whatever the number of structures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.train.checkpoint import (
+    find_checkpoint,
+    load_card,
+    load_weights,
+    model_files,
+    single_file,
+)
+from dpt_hpc.train.growing import GrowingArrays
+from dpt_hpc.use.files import read_structures
+from dpt_hpc.use.model import Model
+from dpt_hpc.use.outputs import check_suffix, writing
+from dpt_hpc.use.progress import Progress, count_structures
+
+Say = Callable[[str], None]
+PIECE = 256
+"""Embeddings that are written at a time."""
+TOLD = 20
+"""Broken records and warnings that are told; all are counted."""
+
+
+class Told:
+    """Tells the first few of many, and counts them all."""
+
+    def __init__(self, say: Say, word: str) -> None:
+        self.say, self.word, self.count = say, word, 0
+
+    def __call__(self, text: str) -> None:
+        self.count += 1
+        if self.count <= TOLD:
+            self.say(f"{self.word}: {text}")
+        if self.count == TOLD:
+            self.say(f"{self.word}: any more of these are counted, not told")
+
+
+def predict_files(
+    model: Model,
+    paths: Sequence[str | Path],
+    out: Path,
+    *,
+    forces: bool = True,
+    stress: bool = True,
+    energies: bool = False,
+    file_format: str | None = None,
+    skip_broken: bool = False,
+    quiet: bool = False,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Predict for every structure of `paths` into `out` (.extxyz, .csv or .json); returns a summary.
+
+    One batch is in memory at a time, and `out` appears only when it is whole. skip_broken: leave out what cannot be
+    read or answered, elements unknown to the network included. say: told of that, and of warnings.
+
+    Raises ConfigError for a name of `out` that tells no format, and as `Model.predict` and `read_structures` do.
+    """
+    check_suffix(out)
+    model.check_request(energies=energies)
+    _check_new(out, paths)
+    broken, doubtful = Told(say, "left out"), Told(say, "warning")
+    progress = Progress(None if quiet else count_structures(paths, file_format), quiet=quiet)
+    leave_out = broken if skip_broken else None
+    structures = read_structures(paths, file_format, leave_out)
+    atoms = 0
+    with writing(out, model) as writer:
+        for structure, predicted in model.stream(
+            structures, forces=forces, stress=stress, energies=energies, on_fault=leave_out
+        ):
+            writer.write(structure, predicted)
+            atoms += structure.num_atoms
+            for text in predicted.warnings:
+                doubtful(f"{predicted.structure_id}: {text}")
+            progress.step()
+        progress.close()
+        _check_any(progress.count, broken.count, paths)
+    return {
+        "out": str(out),
+        "structures": progress.count,
+        "atoms": atoms,
+        "left_out": broken.count,
+        "warnings": doubtful.count,
+        "seconds": round(progress.seconds, 3),
+        "units": model.units,
+        "model": str(model.path),
+    }
+
+
+def embed_files(
+    model: Model,
+    paths: Sequence[str | Path],
+    out: Path,
+    *,
+    atoms: bool = False,
+    file_format: str | None = None,
+    skip_broken: bool = False,
+    quiet: bool = False,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Embeddings of every structure of `paths` into the npz `out`; returns a summary. Raises as `predict_files`.
+
+    Keys: structure_ids (S,) · num_atoms (S,) · structures (S,F), the mean over the atoms; with `atoms` also atoms (A,F)
+    and atomic_numbers (A,), the structures one after the other.
+    """
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out {out}: expected a name that ends with .npz.")
+    _check_new(out, paths)
+    broken = Told(say, "left out")
+    progress = Progress(None if quiet else count_structures(paths, file_format), quiet=quiet)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = GrowingArrays(out)
+    try:
+        leave_out = broken if skip_broken else None
+        pairs = model.stream_embeddings(read_structures(paths, file_format, leave_out), on_fault=leave_out)
+        while piece := list(islice(pairs, PIECE)):
+            rows = {
+                "structure_ids": np.array([structure.structure_id for structure, _ in piece]),
+                "num_atoms": np.array([structure.num_atoms for structure, _ in piece]),
+                "structures": np.stack([embedding.structure for _, embedding in piece]),
+            }
+            if atoms:
+                rows["atoms"] = np.concatenate([embedding.atoms for _, embedding in piece])
+                rows["atomic_numbers"] = np.concatenate([s.atomic_numbers.numpy() for s, _ in piece])
+            file.add(rows)
+            for _ in piece:
+                progress.step()
+        progress.close()
+        _check_any(progress.count, broken.count, paths)
+        file.publish()
+    except BaseException:
+        file.discard()
+        raise
+    return {
+        "out": str(out),
+        "structures": progress.count,
+        "features": model.network.num_scalars,
+        "left_out": broken.count,
+        "seconds": round(progress.seconds, 3),
+        "model": str(model.path),
+    }
+
+
+def export(path: str | Path, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """The best weights of a run, or those of a checkpoint, as a model to share; returns a summary.
+
+    out: a directory (model.safetensors and model.yaml), or one file that ends with .safetensors, with the card in its
+    header. The card tells no place of the machine, and the errors on the test part where the run has been concluded.
+    force: write over an earlier export. Raises DataError if there is no model at `path`, ConfigError if `out` is there.
+    """
+    checkpoint = find_checkpoint(path)
+    card, weights = load_card(checkpoint).shareable(), load_weights(checkpoint)
+    test = _test_errors(checkpoint, card.training.get("epoch"))
+    if test is not None:
+        card = replace(card, training={**card.training, "test": test})
+    single = out.suffix == ".safetensors"
+    files = {out: single_file(card, weights)} if single else {out / n: c for n, c in model_files(card, weights).items()}
+    present = [file for file in files if file.exists()]
+    if present and not force:
+        raise ConfigError(
+            f"--out {out}: {present[0]} is there already.\nName another place, or write over it: --force."
+        )
+    (out.parent if single else out).mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        temporary = file.with_name(f".{file.name}.partial")
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    return {
+        "out": str(out),
+        "from": str(checkpoint),
+        "bytes": sum(map(len, files.values())),
+        "parameters": sum(w.numel() for name, w in weights.items() if name.startswith("network.")),
+        "network": asdict(card.options)["name"],
+        "units": card.units,
+    }
+
+
+def _test_errors(checkpoint: Path, epoch: int | None) -> dict[str, float] | None:
+    """Of a concluded run whose best weights these are."""
+    results = checkpoint.parent.parent / "results.json"
+    if checkpoint.is_file() or checkpoint.parent.name != "checkpoints" or not results.is_file():
+        return None
+    found = json.loads(results.read_text())
+    best = (checkpoint.parent / "best").resolve() == checkpoint
+    return found.get("test") if best and epoch in (None, found.get("best_epoch")) else None
+
+
+def _check_new(out: Path, paths: Sequence[str | Path]) -> None:
+    if out.is_dir() or any(out.resolve() == Path(path).resolve() for path in paths):
+        what = "is a directory" if out.is_dir() else "is one of the files to read"
+        raise ConfigError(f"--out {out}: {what}.\nName another file.")
+
+
+def _check_any(count: int, left_out: int, paths: Sequence[str | Path]) -> None:
+    if not count:
+        why = f"all {left_out} records are broken" if left_out else "there is no structure"
+        raise DataError(f"{', '.join(map(str, paths))}: {why}.\nCheck the files.")
