@@ -20,7 +20,7 @@ from dpt_hpc.train.monitor import write_json
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.parts import denoised_ranges, target_values
 from dpt_hpc.train.ranks import Ranks
-from dpt_hpc.train.scoring import evaluate, write_predictions
+from dpt_hpc.train.scoring import Scoring, evaluate, write_predictions
 
 
 def evaluate_checkpoint(
@@ -79,10 +79,11 @@ def evaluate_checkpoint(
     )
     store = store_for(dataset, config.data, next(model.parameters()).dtype, target, Ranks())
     source = Data(store, Split(everything, everything, everything), engine.device)
-    errors = evaluate(objective, engine, source, everything, config)
+    scoring = Scoring(objective, engine, source, config.training.evaluation_batch_size)
+    errors = evaluate(scoring, everything)
     del errors["loss"]  # its weights are a matter of training
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_predictions(out / "predictions_test.npz", objective, engine, source, everything, config)
+        write_predictions(out / "predictions_test.npz", scoring, everything)
         write_json(out / "results.json", {"task": "evaluate", "checkpoint": checkpoint, "data": data, "test": errors})
     return errors

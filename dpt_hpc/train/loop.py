@@ -34,7 +34,7 @@ from dpt_hpc.train.engine import Engine, TorchEngine
 from dpt_hpc.train.failures import DivergedError, Divergence
 from dpt_hpc.train.monitor import Monitor
 from dpt_hpc.train.objective import Objective
-from dpt_hpc.train.scoring import EdgeLimit, evaluate, zeros
+from dpt_hpc.train.scoring import EdgeLimit, Scoring, evaluate, zeros
 from dpt_hpc.train.signals import Interrupted
 from dpt_hpc.train.writer import CheckpointWriter, Restored
 
@@ -286,13 +286,13 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Mean errors over the validation part, all ranks taking their share."""
-        indices = self.data.split.validation
-        return evaluate(self.evaluated(), self.engine, self.data, indices, self.config, self.edge_limit)
+        return evaluate(self.scoring, self.data.split.validation)
 
     @property
-    def edge_limit(self) -> EdgeLimit:
-        """The edge budget as it is now holds for evaluations too."""
-        return EdgeLimit(self.sampler.edges, self.sampler.edge_budget)
+    def scoring(self) -> Scoring:
+        """Evaluations of the weights that count. The edge budget as it is now holds for them too."""
+        limit = EdgeLimit(self.sampler.edges, self.sampler.edge_budget)
+        return Scoring(self.evaluated(), self.engine, self.data, self.config.training.evaluation_batch_size, limit)
 
     def weights(self) -> dict[str, Tensor]:
         """What is exported."""

@@ -245,8 +245,7 @@ class Run:
         """Evaluate the best checkpoint's weights on validation and test part."""
         engine, data = trainer.engine, trainer.data
         best = self.run_dir / "checkpoints" / "best"
-        chosen = trainer.evaluated()
-        chosen.model.load_state_dict(load_weights(best))
+        trainer.scoring.objective.model.load_state_dict(load_weights(best))
         results: dict[str, Any] = {
             "task": self.config.task,
             "objective": self.config.objective.model_dump(mode="json"),
@@ -260,9 +259,8 @@ class Run:
             indices = getattr(data.split, part)
             if len(indices) == 0:
                 continue
-            results[part] = evaluate(chosen, engine, data, indices, self.config, trainer.edge_limit)
-            path = self.run_dir / f"predictions_{part}.npz"
-            write_predictions(path, chosen, engine, data, indices, self.config, trainer.edge_limit)
+            results[part] = evaluate(trainer.scoring, indices)
+            write_predictions(self.run_dir / f"predictions_{part}.npz", trainer.scoring, indices)
         if engine.rank == 0:
             write_json(self.run_dir / "results.json", results)
             write_json(self.run_dir / "run.json", {**facts, "finished": _now(), "wall_seconds": trainer.elapsed})

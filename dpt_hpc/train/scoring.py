@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.structure import Batch
 from dpt_hpc.train import signals
-from dpt_hpc.train.config import RunConfig
 from dpt_hpc.train.data import PIECE, Data
 from dpt_hpc.train.engine import Engine
 from dpt_hpc.train.growing import GrowingArrays
@@ -28,6 +29,8 @@ from dpt_hpc.train.signals import Interrupted
 
 Indices = NDArray[np.int64]
 Result = TypeVar("Result")
+PLACE = "_structure"
+"""Ends the names of arrays that hold the places of structures."""
 
 
 def zeros(objective: Objective) -> Counter[str]:
@@ -35,11 +38,63 @@ def zeros(objective: Objective) -> Counter[str]:
     return Counter(dict.fromkeys(objective.sum_names, 0.0))
 
 
-class EdgeLimit(NamedTuple):
+@dataclass(frozen=True)
+class EdgeLimit:
     """What a batch may hold. edges (S,): of the whole dataset's structures · budget: None for any number."""
 
     edges: NDArray[np.int64]
     budget: int | None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is the same in all evaluations of a network. batch_size, limit: how much it is given at a time."""
+
+    objective: Objective
+    engine: Engine
+    data: Data
+    batch_size: int
+    limit: EdgeLimit | None = None
+
+    def batches(self, parts: Iterable[Indices]) -> Iterator[Batch]:
+        """Those of `parts`, each cut to what a batch may hold."""
+        return self.data.parts(piece for part in parts for piece in cut(part, self.batch_size, self.limit))
+
+    def computed(self, batch: Batch, compute: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
+        """`batch` and what `compute` makes of it; of its halves, in their order, where the GPU has no memory for it.
+
+        Raises EnvironmentFault if a structure alone is too large.
+        """
+        result = self._tried(batch, compute)
+        if result is not None:
+            yield batch, result
+            return
+        torch.cuda.empty_cache()
+        _warn_once(
+            f"rank {self.engine.rank}: out of memory on {self.engine.device} in an evaluation; repeated in halves. Set "
+            "training.evaluation_batch_size lower, or training.edge_budget, and it goes faster."
+        )
+        for half in np.array_split(batch.structure_index.cpu().numpy(), 2):
+            yield from self.computed(self.data.store.read(half).to(self.engine.device), compute)
+
+    def _tried(self, batch: Batch, compute: Callable[[Batch], Result]) -> Result | None:
+        """None: out of memory, and here nothing of the attempt is held any more."""
+        try:
+            with torch.no_grad(), self.data.naming(batch):
+                return compute(batch)
+        except torch.OutOfMemoryError:
+            if batch.num_structures > 1:
+                return None
+        name = self.data.dataset.ids(batch.structure_index.cpu().numpy())[0]
+        raise EnvironmentFault(
+            f"rank {self.engine.rank}: out of memory on {self.engine.device} in an evaluation, with one structure of "
+            f"{batch.num_atoms} atoms: {name}.\nUse a smaller network, or a larger GPU."
+        )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def cut(indices: Indices, size: int, limit: EdgeLimit | None) -> Iterator[Indices]:
@@ -61,26 +116,20 @@ def cut(indices: Indices, size: int, limit: EdgeLimit | None) -> Iterator[Indice
         yield part[first:]
 
 
-def evaluate(
-    objective: Objective,
-    engine: Engine,
-    data: Data,
-    indices: Indices,
-    config: RunConfig,
-    limit: EdgeLimit | None = None,
-) -> dict[str, float]:
-    """Loss and mean absolute errors over `indices`. Raises Interrupted, on all ranks, if one is told to stop."""
+def evaluate(scoring: Scoring, indices: Indices) -> dict[str, float]:
+    """Loss and mean absolute errors over `indices`; collective.
+
+    Raises Interrupted, on all ranks, if one is told to stop.
+    """
+    objective, engine = scoring.objective, scoring.engine
     was_training = objective.training
     objective.eval()
     total = zeros(objective)
     counts = dict.fromkeys(objective.terms, 1.0)
-    mine = indices[engine.rank :: engine.world_size]
-    with torch.no_grad():
-        for batch in data.parts(cut(mine, config.training.evaluation_batch_size, limit)):
-            if signals.received():
-                break  # an evaluation is made again, from the checkpoint before it
-            with data.naming(batch):
-                _, errors = objective(batch, VALIDATION_EPOCH, counts)
+    for batch in scoring.batches([indices[engine.rank :: engine.world_size]]):
+        if signals.received():
+            break  # an evaluation is made again, from the checkpoint before it
+        for _, (_, errors) in scoring.computed(batch, lambda part: objective(part, VALIDATION_EPOCH, counts)):
             total.update({k: float(v) for k, v in errors.items()})
     objective.train(was_training)
     sums = engine.ranks.sum({**total, "asked_to_stop": bool(signals.received())})
@@ -88,60 +137,45 @@ def evaluate(
     return objective.metrics_of(sums)
 
 
-def write_predictions(
-    path: Path,
-    objective: Objective,
-    engine: Engine,
-    data: Data,
-    indices: Indices,
-    config: RunConfig,
-    limit: EdgeLimit | None = None,
-) -> None:
+def write_predictions(path: Path, scoring: Scoring, indices: Indices) -> None:
     """Write predicted and true values of every label over `indices`, in their order, to the npz `path`; collective.
 
     Keys: structure_ids, num_atoms (S,), atomic_numbers (A,), and <label>_true, <label>_pred of the rows that have
     the label, with <label>_structure: the position in `indices` of each row's structure. No rank ever holds more than
     some thousand structures. Raises Interrupted as above; EnvironmentFault, on every rank, if rank 0 cannot write.
     """
+    objective, ranks = scoring.objective, scoring.engine.ranks
     objective.eval()
-    ranks = engine.ranks
-    size = config.training.evaluation_batch_size
-    share = size * max(PIECE // (size * ranks.size), 1)
+    share = scoring.batch_size * max(PIECE // (scoring.batch_size * ranks.size), 1)
     # In each round every rank takes a stretch, and rank 0 appends them in the order of ranks.
-    rounds = [
-        [np.arange(at, min(at + share, len(indices))) for at in range(start, start + share * ranks.size, share)]
-        for start in range(0, len(indices), share * ranks.size)
-    ]
-    mine = [list(cut(indices[stretches[ranks.rank]], size, limit)) for stretches in rounds]
-    batches = data.parts(part for parts in mine for part in parts)
+    rounds = range(0, len(indices), share * ranks.size)
+    own = [min(start + share * ranks.rank, len(indices)) for start in rounds]
+    batches = scoring.batches(indices[first : first + share] for first in own)
     file = _writing(ranks, path, lambda: GrowingArrays(path))
-    with torch.no_grad():
-        for stretches, parts in zip(rounds, mine, strict=True):
-            found: dict[str, list[NDArray[Any]]] = {}
-            first = int(stretches[ranks.rank][0]) if parts else 0
-            for _ in parts:
-                if signals.received():
-                    break
-                batch = next(batches)
-                for key, rows in _predicted(objective, batch, first).items():
-                    found.setdefault(key, []).append(rows)
-                first += batch.num_structures
-            _stop_if_asked(ranks.sum({"asked_to_stop": bool(signals.received())}))
-            gathered = ranks.gather({k: np.concatenate(v) for k, v in found.items()})
-            told = indices[np.concatenate(stretches)]
-            _writing(ranks, path, partial(_append, file, gathered or [], data.dataset, told))
+    for start, first in zip(rounds, own, strict=True):
+        found: dict[str, list[NDArray[Any]]] = {}
+        at, end = first, min(first + share, len(indices))
+        while at < end and not signals.received():
+            for part, arrays in scoring.computed(next(batches), partial(_predicted, objective)):
+                for key, rows in arrays.items():
+                    found.setdefault(key, []).append(rows + at if key.endswith(PLACE) else rows)
+                at += part.num_structures
+        _stop_if_asked(ranks.sum({"asked_to_stop": bool(signals.received())}))
+        gathered = ranks.gather({k: np.concatenate(v) for k, v in found.items()})
+        told = indices[start : start + share * ranks.size]
+        _writing(ranks, path, partial(_append, file, gathered or [], scoring.data.dataset, told))
     _writing(ranks, path, lambda: file.publish() if file is not None else None)
 
 
-def _predicted(objective: Objective, batch: Batch, first: int) -> dict[str, NDArray[Any]]:
-    """The arrays of one batch, whose structures stand at places `first` and on."""
+def _predicted(objective: Objective, batch: Batch) -> dict[str, NDArray[Any]]:
+    """The arrays of one batch; the places of structures count from its first one."""
     found: dict[str, Tensor] = {"atomic_numbers": batch.atomic_numbers}
     for label, (predicted, true, mask) in objective.predictions(batch, VALIDATION_EPOCH).items():
-        structure = torch.arange(first, first + batch.num_structures, device=mask.device)
+        structure = torch.arange(batch.num_structures, device=mask.device)
         if len(mask) != batch.num_structures:
             structure = structure.index_select(0, batch.batch)
         found[f"{label}_true"], found[f"{label}_pred"] = true[mask], predicted[mask]
-        found[f"{label}_structure"] = structure[mask]
+        found[f"{label}{PLACE}"] = structure[mask]
     return {key: value.detach().cpu().numpy() for key, value in found.items()}
 
 
