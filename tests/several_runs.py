@@ -1,6 +1,6 @@
-"""Pre-train several configs, one after the other, in one world of ranks: a launch costs more than a small run.
+"""Train several configs, one after the other, in one world of ranks: a launch costs more than a small run.
 
-python several_runs.py [--two-nodes] [--nan-gradient] CONFIG...   (by mpiexec)
+python several_runs.py [--two-nodes] [--nan-gradient] [--resume] CONFIG...   (by mpiexec)
 
 --two-nodes: the first half of the ranks takes itself to be on one node, the second half on another, so that the node
 and the cluster store are what they are on two. --nan-gradient: in the third step of each run, one weight's gradient on
@@ -16,13 +16,14 @@ from collections import Counter
 
 from torch import Tensor
 
-from dpt_hpc.train.config import PretrainConfig
-from dpt_hpc.train.config_file import load_config
+from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+from dpt_hpc.train.config_file import kind_of, load_config
 from dpt_hpc.train.engine import DeepSpeedEngine
+from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import enter_world, leave_world
 
-TWO_NODES, NAN_GRADIENT = "--two-nodes", "--nan-gradient"
+TWO_NODES, NAN_GRADIENT, RESUME = "--two-nodes", "--nan-gradient", "--resume"
 
 
 def pretend() -> None:
@@ -58,5 +59,8 @@ if __name__ == "__main__":
     ranks = enter_world()
     for config in (argument for argument in sys.argv[1:] if not argument.startswith("--")):
         print(f"== {config}", flush=True)
-        pretrain(load_config(config, PretrainConfig), ranks, quiet=True)
+        if kind_of(config) is PretrainConfig:
+            pretrain(load_config(config, PretrainConfig), ranks, quiet=True, resume=RESUME in sys.argv)
+        else:
+            finetune(load_config(config, FinetuneConfig), ranks, quiet=True, resume=RESUME in sys.argv)
     leave_world()

@@ -62,13 +62,13 @@ def check(file: Path, overrides: Set = None) -> None:
     """Whether a config is valid, and its data and files are there. Starts nothing."""
     from dpt_hpc.data.leaks import read_exclusion
     from dpt_hpc.data.shards import Dataset
-    from dpt_hpc.train.checkpoint import find_checkpoint
     from dpt_hpc.train.parts import make_split, target_values
+    from dpt_hpc.train.pretrained import find_pretrained
 
     options = _load(file, overrides)
     dataset = Dataset.open(options.data.path, verify=False)
     if getattr(options, "pretrained", None) is not None:
-        console.print(f"pre-trained: {find_checkpoint(options.pretrained)}", soft_wrap=True)
+        console.print(f"pre-trained: {find_pretrained(options.pretrained, options.pretrained_epochs)}", soft_wrap=True)
     if hasattr(options.objective, "target"):
         target_values(dataset, options.objective.target)
     seed = options.seeds[0] if hasattr(options, "seeds") else options.seed

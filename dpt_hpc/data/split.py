@@ -47,3 +47,24 @@ def split_dataset(groups: NDArray[Any], fractions: tuple[float, float, float], s
                 "Use more structures, a larger fraction, or data.split.by=structure."
             )
     return Split(*parts)
+
+
+def thin(groups: NDArray[Any], indices: Indices, fraction: float, seed: int) -> Indices:
+    """About `fraction` of `indices`, sorted, in whole groups; of the same seed, less lies within more.
+
+    groups (S,): a label of every structure that `indices` count. Raises DataError if nothing is left.
+    """
+    if fraction == 1:
+        return indices
+    names, member = np.unique(groups[indices], return_inverse=True)
+    order = np.random.default_rng([seed, 1]).permutation(len(names))  # not the draw of the split
+    sizes = np.bincount(member, minlength=len(names))
+    middle = np.cumsum(sizes[order]) - sizes[order] / 2
+    taken = np.zeros(len(names), dtype=bool)
+    taken[order] = middle <= fraction * len(indices)
+    if not taken.any():
+        raise DataError(
+            f"split: {fraction:g} of the {len(indices)} structures to train, in {len(names)} groups, are none.\n"
+            "Set a larger data.split.train_fraction."
+        )
+    return indices[taken[member]]

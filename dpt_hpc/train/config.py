@@ -24,6 +24,10 @@ class SplitOptions(Options):
     seed: int | None = None
     """null: the seed of the run."""
 
+    train_fraction: float = Field(1.0, gt=0, le=1)
+    """How much of the training part is learnt from; the other parts stay. Of the same seed a smaller part lies within a
+    larger one, and with by=group no material is parted: for studies of the amount of data."""
+
     @model_validator(mode="after")
     def _sums_to_one(self) -> SplitOptions:
         total = self.train + self.validation + self.test
@@ -183,6 +187,10 @@ class TrainingOptions(Options):
     """bf16, tf32 (GPU only): float32, but the matrix products of the layers' rows of atoms and of the read-out's hidden
     layers round their factors to that format, and so do these products' derivatives. Weights, gradients, geometry,
     filters, messages, sums, normalisation and the last map to the energy stay in float32."""
+    early_stopping: int | None = Field(None, ge=1)
+    """Stop after so many epochs without a better validation loss; null: train to the last epoch."""
+    tested: Literal["best", "last"] = "best"
+    """Whose weights the results are of: the epoch with the best validation loss, or the last one."""
     evaluation_batch_size: int = Field(64, ge=1)
     max_skipped_steps: int = Field(3, ge=0)
     """A step whose loss or gradient is not finite changes nothing and is skipped, with a warning, at most so many times
@@ -232,6 +240,21 @@ class CheckpointOptions(Options):
     train on, and try again at the next one. What cannot be written by the end of the run stops it either way."""
     max_fruitless_starts: int = Field(4, ge=1)
     """A job that its queue starts again so many times in a row without reaching a new checkpoint ends with an error."""
+
+
+class TransferOptions(Options):
+    """What fine-tuning does with pre-trained weights. The paper's way is the default: all are loaded, the output layers
+    too, and all are trained alike. Modules go by the network's names (embedding, layers.0, ...); `head` is all layers
+    after the pooling."""
+
+    freeze: tuple[str, ...] = ()
+    """Modules whose weights stay as they were pre-trained."""
+    reset: tuple[str, ...] = ()
+    """Modules that begin afresh, by the seed, such as head."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of a layer, as a part of that of the next one; of the last layer, as a part of the head's."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """Of the head; null: optimizer.learning_rate. The schedule lowers both alike."""
 
 
 PretrainObjective = DerivativesOptions | DenoisingOptions | HeadDenoisingOptions | MixedOptions
@@ -286,6 +309,19 @@ class FinetuneConfig(RunConfig):
     objective: PropertyOptions
     pretrained: str | None = None
     """A pre-training run or one of its checkpoints; null trains from scratch (the baseline)."""
+    pretrained_epochs: int | None = Field(None, ge=1)
+    """Begin from the best of the run's first so many epochs: what so short a run would have exported. Its checkpoint
+    must have been kept (checkpoint.keep_every_epochs=1)."""
+    transfer: TransferOptions = TransferOptions()
+
+    @model_validator(mode="after")
+    def _has_what_it_transfers(self) -> FinetuneConfig:
+        if self.pretrained is None and (self.pretrained_epochs or self.transfer.freeze or self.transfer.reset):
+            raise ValueError(
+                "pretrained is null: there is nothing to freeze, to reset, or to take the first epochs of; set "
+                "pretrained, or leave out pretrained_epochs, transfer.freeze and transfer.reset"
+            )
+        return self
 
     @field_validator("data")
     @classmethod

@@ -12,13 +12,13 @@ import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.ops import NATIVE_DEVICES
@@ -26,15 +26,13 @@ from dpt_hpc.stopwatch import count, measuring
 from dpt_hpc.train.config import EngineOptions, OptimizerOptions
 from dpt_hpc.train.deepspeed_options import read_deepspeed_options, stale_build_locks
 from dpt_hpc.train.objective import Objective, Sums
+from dpt_hpc.train.optimizer import MOMENTS, adamw, set_whole_state, whole_state
 from dpt_hpc.train.placement import place
 from dpt_hpc.train.ranks import Ranks, measured_call
 from dpt_hpc.train.world import World
 
 SMALLEST_GRADIENT = 1024
 """Bytes: smaller collective calls of DeepSpeed are norms and flags."""
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's two running means, per weight."""
 
 
 class Engine(ABC):
@@ -92,10 +90,16 @@ class TorchEngine(Engine):
     """One process, plain torch: no start-up, nothing to build."""
 
     def __init__(
-        self, objective: Objective, ranks: Ranks, device: torch.device, options: OptimizerOptions, clip: float | None
+        self,
+        objective: Objective,
+        ranks: Ranks,
+        device: torch.device,
+        options: OptimizerOptions,
+        clip: float | None,
+        scales: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         super().__init__(objective, ranks, device)
-        self._optimizer = _adamw(objective, options)
+        self._optimizer = adamw(self.named_weights(), options, scales)
         self._clip = clip
 
     @property
@@ -112,10 +116,11 @@ class TorchEngine(Engine):
     def step(self, *, skip: bool = False) -> float:
         # A weight that the loss does not reach (the output's bias, where only forces are learnt) decays all the same:
         # DeepSpeed gives it a gradient of zero, and both engines must take the same steps.
-        for parameter in self.objective.parameters():
+        learnt = [parameter for _, parameter in self.named_weights()]
+        for parameter in learnt:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip or float("inf")))
+        norm = float(nn.utils.clip_grad_norm_(learnt, self._clip or float("inf")))
         if math.isfinite(norm) and not skip:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -126,10 +131,10 @@ class TorchEngine(Engine):
         return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in found}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        return _whole_state(self._optimizer, self.named_weights())
+        return whole_state(self._optimizer, self.named_weights())
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        _set_whole_state(self._optimizer, self.named_weights(), state)
+        set_whole_state(self._optimizer, self.named_weights(), state)
 
 
 class DeepSpeedEngine(Engine):
@@ -141,6 +146,7 @@ class DeepSpeedEngine(Engine):
         ranks: Ranks,
         device: torch.device,
         options: OptimizerOptions,
+        scales: Mapping[str, float],
         clip: float | None,
         deepspeed_options: dict[str, Any],
         grad_accumulation: int,
@@ -159,7 +165,7 @@ class DeepSpeedEngine(Engine):
         _measure_calls(deepspeed.comm.comm.cdb)
         # The micro-batch size only satisfies DeepSpeed's arithmetic: our sampler forms the batches.
         # ZeRO wraps the optimiser, but shares its parameter groups: the schedule sets the learning rate here.
-        self._optimizer = _adamw(objective, options)
+        self._optimizer = adamw(self.named_weights(), options, scales)
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self._optimizer,
@@ -216,12 +222,15 @@ class DeepSpeedEngine(Engine):
 
     def optimizer_state(self) -> dict[str, Tensor]:
         if not self._zero_stage:
-            return _whole_state(self._optimizer, self.named_weights())
+            return whole_state(self._optimizer, self.named_weights())
         state: dict[str, Tensor] = {}
         for flat in self._engine.optimizer.single_partition_of_fp32_groups:
             if "step" not in self._optimizer.state[flat]:
                 return {}
             state["step"] = self._optimizer.state[flat]["step"]
+        # By itself DeepSpeed links moments to parameters at the first step, before the second group's are made.
+        self._engine.optimizer._hp_optimizer_states_linked = False
+        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.named_weights():
             for moment in MOMENTS:
                 state[f"{moment}.{name}"] = self._fragments.safe_get_full_optimizer_state(parameter, moment)
@@ -229,7 +238,7 @@ class DeepSpeedEngine(Engine):
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         if not self._zero_stage:
-            _set_whole_state(self._optimizer, self.named_weights(), state)
+            set_whole_state(self._optimizer, self.named_weights(), state)
             return
         if not state:
             return
@@ -252,8 +261,12 @@ def build_engine(
     *,
     clip: float | None,
     grad_accumulation: int,
+    scales: Mapping[str, float] = MappingProxyType({}),
 ) -> Engine:
-    """The engine that `engine` asks for, with the objective on its device."""
+    """The engine that `engine` asks for, with the objective on its device.
+
+    scales: each weight's share of the learning rate, by its name; 1 where it is not named.
+    """
     world = ranks.world
     if engine.world_size not in (None, world.world_size):
         raise ConfigError(
@@ -276,14 +289,14 @@ def build_engine(
                 f"engine.zero_stage is {engine.zero_stage}, which needs DeepSpeed, but engine.kind is torch.\n"
                 "Set engine.kind=deepspeed (or auto), or engine.zero_stage=0."
             )
-        return TorchEngine(objective, ranks, device, optimizer, clip)
+        return TorchEngine(objective, ranks, device, optimizer, clip, scales)
     zero_stage = deepspeed_options["zero_optimization"]["stage"]
     if zero_stage and next(objective.parameters()).dtype == torch.float64:
         raise ConfigError(
             f"training.precision is float64, but DeepSpeed's ZeRO stage {zero_stage} keeps weights in float32.\n"
             "Set engine.zero_stage=0."
         )
-    return DeepSpeedEngine(objective, ranks, device, optimizer, clip, deepspeed_options, grad_accumulation)
+    return DeepSpeedEngine(objective, ranks, device, optimizer, scales, clip, deepspeed_options, grad_accumulation)
 
 
 def choose_device(options: EngineOptions, world: World) -> torch.device:
@@ -297,30 +310,6 @@ def choose_device(options: EngineOptions, world: World) -> torch.device:
     index = world.local_rank % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
-
-
-def _whole_state(optimizer: AdamW, weights: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-    """`Engine.optimizer_state` of an optimiser that holds all of it."""
-    state: dict[str, Tensor] = {}
-    for name, parameter in weights:
-        own = optimizer.state.get(parameter)
-        if not own:
-            return {}
-        state["step"] = own["step"]  # one for all: no engine leaves a parameter out of an update
-        state |= {f"{moment}.{name}": own[moment] for moment in MOMENTS}
-    return state
-
-
-def _set_whole_state(
-    optimizer: AdamW, weights: Iterable[tuple[str, nn.Parameter]], state: Mapping[str, Tensor]
-) -> None:
-    for name, parameter in weights if state else ():
-        moments = {m: state[f"{m}.{name}"].to(parameter.device, copy=True) for m in MOMENTS}
-        optimizer.state[parameter] = {"step": state["step"].to(parameter.device, copy=True), **moments}
-
-
-def _adamw(objective: Objective, options: OptimizerOptions) -> AdamW:
-    return AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -17,14 +17,16 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import EnergyModel, ModelOptions, build_model
 from dpt_hpc.structure import SYMBOLS
-from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_weights, weights_file
+from dpt_hpc.train.checkpoint import load_card, load_weights, weights_file
 from dpt_hpc.train.config import FinetuneConfig
 from dpt_hpc.train.data import open_dataset, share_split
 from dpt_hpc.train.monitor import Monitor, write_json
 from dpt_hpc.train.parts import target_values
+from dpt_hpc.train.pretrained import find_pretrained
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import Run, finished_to
 from dpt_hpc.train.run_dir import claim_run_dir
+from dpt_hpc.train.transfer import freeze, weights_in
 
 NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_images")
 """Options of a network that may differ from those it was pre-trained with: they change no tensor."""
@@ -55,10 +57,15 @@ def finetune(
     dataset = open_dataset(config.data, ranks)
     target_values(dataset, config.objective.target)
     monitor = Monitor(None, quiet=quiet or ranks.rank > 0)
-    checkpoint = None if config.pretrained is None else find_checkpoint(config.pretrained)
+    checkpoint = None if config.pretrained is None else find_pretrained(config.pretrained, config.pretrained_epochs)
     unknown: list[str] = []
     if checkpoint is not None:
-        monitor.say(load_pretrained(build_model(config.model), config.model, checkpoint).describe(checkpoint))
+        model = build_model(config.model)
+        loaded = load_pretrained(model, config.model, checkpoint, config.transfer.reset)
+        freeze(model, config.transfer)
+        monitor.say(loaded.describe(checkpoint))
+        if frozen := [name for name, p in model.named_parameters() if not p.requires_grad]:
+            monitor.say(f"  frozen: {', '.join(frozen)}")
         known = load_card(checkpoint).elements
         unknown = [SYMBOLS[z] for z in dataset.elements if z not in known]
         if unknown and ranks.rank == 0:
@@ -71,7 +78,8 @@ def finetune(
         torch.manual_seed(run.seed)
         model = build_model(config.model)
         if checkpoint is not None:
-            load_pretrained(model, config.model, checkpoint)
+            load_pretrained(model, config.model, checkpoint, config.transfer.reset)
+            freeze(model, config.transfer)
         run.train(dataset, split, model, sources)
     if any(not finished_to(run_dir / f"seed_{seed}", config.training.epochs) for seed in config.seeds):
         return {}
@@ -109,11 +117,11 @@ class Loaded:
         return "\n".join(lines)
 
 
-def load_pretrained(model: EnergyModel, options: ModelOptions, path: Path) -> Loaded:
+def load_pretrained(model: EnergyModel, options: ModelOptions, path: Path, reset: Sequence[str] = ()) -> Loaded:
     """Put all weights of a checkpoint, output layers included, into `model` (method.md, "Training").
 
-    The output scaling belongs to the pre-training labels and is reset to the identity. Raises ConfigError if the
-    network differs from the one that was pre-trained.
+    The output scaling belongs to the pre-training labels and is reset to the identity. reset: modules whose weights
+    `model` keeps as they are. Raises ConfigError if the network differs from the one that was pre-trained.
     """
     card = load_card(path)
     before, now = asdict(card.options), asdict(options)
@@ -128,7 +136,8 @@ def load_pretrained(model: EnergyModel, options: ModelOptions, path: Path) -> Lo
         raise ConfigError("\n".join([f"pretrained {path}: another network than the one configured.", *differing]))
     weights = load_weights(path)
     own = model.state_dict()
-    taken = {k: v for k, v in weights.items() if k in own and k.startswith("network.")}
+    afresh = weights_in(model, reset, "transfer.reset")
+    taken = {k: v for k, v in weights.items() if k in own and k.startswith("network.") and k not in afresh}
     model.load_state_dict({**own, **taken})
     return Loaded(
         loaded=tuple(taken),

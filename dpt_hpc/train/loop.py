@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpt_hpc.data.loader import Loader, Step
@@ -34,6 +33,7 @@ from dpt_hpc.train.engine import Engine, TorchEngine
 from dpt_hpc.train.failures import DivergedError, Divergence
 from dpt_hpc.train.monitor import Monitor
 from dpt_hpc.train.objective import Objective
+from dpt_hpc.train.schedule import PlateauSchedule
 from dpt_hpc.train.scoring import EdgeLimit, Scoring, evaluate, zeros
 from dpt_hpc.train.signals import Interrupted
 from dpt_hpc.train.writer import CheckpointWriter, Restored
@@ -65,20 +65,13 @@ class Trainer:
             similar_sizes=config.training.batching == "similar_sizes",
         )
         self.budget = EdgeBudget(config.training.edge_budget, self.sampler, engine.ranks, engine.device)
-        schedule = config.schedule
-        self.schedule = ReduceLROnPlateau(
-            engine.optimizer,
-            factor=schedule.factor,
-            patience=schedule.patience,
-            threshold=schedule.threshold,
-            min_lr=schedule.min_learning_rate,
-        )
+        self.schedule = PlateauSchedule(engine.optimizer, config.schedule, config.optimizer.learning_rate)
         decay = config.training.ema_decay
         self.average = AveragedModel(self.objective.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.epoch = 1
         self.step_in_epoch = 0
         self.step = 0
-        self.best_loss = math.inf
+        self.best_loss, self.best_epoch = math.inf, 0
         self.best_name: str | None = None
         self.divergence = Divergence(run_dir, engine.ranks, config.training.max_skipped_steps)
         self.writer = CheckpointWriter(run_dir, config.checkpoint)
@@ -101,7 +94,13 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        return float(self.engine.optimizer.param_groups[0]["lr"])
+        return self.schedule.learning_rate
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the validation loss has not become better for as many epochs as early stopping allows."""
+        patience = self.config.training.early_stopping
+        return patience is not None and self.epoch - 1 - self.best_epoch >= patience
 
     def fit(self, monitor: Monitor) -> None:
         """Train to the last epoch, from wherever this trainer stands.
@@ -129,7 +128,7 @@ class Trainer:
         self._tell_above_budget(monitor)
         if self.step == 0:
             monitor.epoch(0, epochs, 0, {"learning_rate": self.learning_rate, "validation": self.validate()})
-        while self.epoch <= epochs:
+        while self.epoch <= epochs and not self.stops_early:
             train = self.train_epoch(monitor)
             seconds = self.epoch_seconds
             validation = self.validate()
@@ -143,7 +142,8 @@ class Trainer:
             else:  # a loss of 0 would be the best one for ever
                 monitor.warn(f"epoch {self.epoch}: every step was skipped; the learning rate stays as it is.")
             improved = validation["loss"] < self.best_loss
-            self.best_loss = min(self.best_loss, validation["loss"])
+            if improved:
+                self.best_loss, self.best_epoch = validation["loss"], self.epoch
             record = {
                 "learning_rate": self.learning_rate,
                 "seconds": seconds,
@@ -157,6 +157,8 @@ class Trainer:
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
             self.epoch_sums, self.epoch_seconds, self.costs = Counter(), 0.0, EpochCosts()
             self.save(monitor, best=improved, validation=validation)
+            if self.stops_early:
+                monitor.say(f"no better validation loss since epoch {self.best_epoch}: stopped early")
 
     def train_epoch(self, monitor: Monitor) -> dict[str, float]:
         """The rest of the current epoch; its mean losses, also of the part before an interruption."""
@@ -317,6 +319,7 @@ class Trainer:
             "skipped_steps": self.divergence.skipped,
             "best": self.best_name,
             "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
             "epoch_sums": dict(self.epoch_sums),
             "epoch_seconds": self.epoch_seconds,
             "costs": asdict(self.costs),
@@ -368,13 +371,12 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.engine.load_optimizer_state(restored.optimizer)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = state["learning_rate"]
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule.load_state_dict(state["schedule"], state["learning_rate"])
         torch.set_rng_state(state["generator"])
         self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
         self._saved_at = (self.epoch, self.step_in_epoch)
         self.best_name, self.best_loss = state["best"], state["best_loss"]
+        self.best_epoch = state.get("best_epoch", 0)  # a checkpoint of a version without early stopping has none
         self.divergence.skipped = state["skipped_steps"]
         self.epoch_sums, self.costs = Counter(state["epoch_sums"]), EpochCosts(**state["costs"])
         self.budget.resume(state["edge_budget"])

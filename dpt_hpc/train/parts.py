@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpt_hpc.data.shards import Dataset
-from dpt_hpc.data.split import Indices, Split, split_dataset
+from dpt_hpc.data.split import Indices, Split, split_dataset, thin
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.config import LabelOptions, MixedOptions, ObjectiveOptions, PropertyOptions, SplitOptions
@@ -37,7 +37,8 @@ def make_split(
     labels = dataset.group_codes if options.by == "group" else places_as_text(len(dataset))
     fractions = (options.train, options.validation, options.test)
     split = split_dataset(labels[usable], fractions, seed if options.seed is None else options.seed)
-    split = Split(usable[split.train], usable[split.validation], usable[split.test], excluded)
+    train = thin(labels[usable], split.train, options.train_fraction, seed if options.seed is None else options.seed)
+    split = Split(usable[train], usable[split.validation], usable[split.test], excluded)
     if isinstance(objective, LabelOptions):
         _check_labels(dataset, objective, split, paths)
     return split

@@ -34,6 +34,7 @@ from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
 from dpt_hpc.train.run_lock import RunLock
 from dpt_hpc.train.scoring import evaluate, write_predictions
+from dpt_hpc.train.transfer import learning_rate_scales
 from dpt_hpc.train.writer import Restored, go_back, has_checkpoint, restore
 
 
@@ -119,6 +120,9 @@ class Run:
         settings = config.model_dump(mode="json")
         card = ModelCard(config.model, training_elements(data, self.ranks), trained_on, config=settings)
 
+        scales = {}
+        if isinstance(config, FinetuneConfig):
+            scales = learning_rate_scales(model, config.transfer, config.optimizer.learning_rate)
         engine = build_engine(
             build_objective(model, config.objective, self.seed, denoised),
             self.ranks,
@@ -126,6 +130,7 @@ class Run:
             config.optimizer,
             clip=config.training.clip_norm,
             grad_accumulation=config.training.grad_accumulation,
+            scales=scales,
         )
         data = replace(data, device=engine.device)
         edges = dataset.edge_estimate
@@ -242,15 +247,18 @@ class Run:
         return facts
 
     def _conclude(self, trainer: Trainer, facts: dict[str, Any], monitor: Monitor) -> None:
-        """Evaluate the best checkpoint's weights on validation and test part."""
+        """Evaluate the weights that `training.tested` chooses on validation and test part."""
         engine, data = trainer.engine, trainer.data
         best = self.run_dir / "checkpoints" / "best"
-        trainer.scoring.objective.model.load_state_dict(load_weights(best))
+        tested = self.run_dir / "checkpoints" / self.config.training.tested
+        trainer.scoring.objective.model.load_state_dict(load_weights(tested))
         results: dict[str, Any] = {
             "task": self.config.task,
             "objective": self.config.objective.model_dump(mode="json"),
             "epochs": self.config.training.epochs,
             "best_epoch": load_state(best)["epoch"] - 1,
+            "tested": self.config.training.tested,
+            "last_epoch": trainer.epoch - 1,
             "training_seconds": trainer.elapsed,
         }
         if engine.rank == 0:

@@ -1,0 +1,49 @@
+"""Which checkpoint of a pre-training a fine-tuning begins from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from dpt_hpc.errors import ConfigError
+from dpt_hpc.train.checkpoint import MANIFEST, find_checkpoint
+
+
+def find_pretrained(path: str, epochs: int | None) -> Path:
+    """A checkpoint from itself, or a run's best one; with `epochs`, the best of the run's first so many epochs.
+
+    That is what a run of `epochs` epochs would have exported: the schedule does not know how many are to come. Raises
+    DataError where there is no checkpoint, ConfigError where the run is shorter than that, or did not keep it.
+    """
+    if epochs is None:
+        return find_checkpoint(path)
+    log = Path(path) / "metrics.jsonl"
+    if not log.is_file():
+        raise ConfigError(
+            f"pretrained_epochs is {epochs}, but pretrained {path} is not the directory of a run: no metrics.jsonl.\n"
+            "Give the run, not one of its checkpoints, or set pretrained_epochs to null."
+        )
+    records = (json.loads(line) for line in log.read_text().splitlines() if '"kind": "epoch"' in line)
+    losses = {record["epoch"]: record["validation"]["loss"] for record in records if record["epoch"] >= 1}
+    if epochs not in losses:
+        raise ConfigError(
+            f"pretrained_epochs is {epochs}, but the run {path} has {max(losses, default=0)} epoch(s).\n"
+            "Train it further (--resume --set training.epochs=N), or set pretrained_epochs to fewer."
+        )
+    first = {epoch: math.inf if loss is None else loss for epoch, loss in losses.items() if epoch <= epochs}
+    best = min(first, key=lambda epoch: (first[epoch], epoch))
+    kept = [p.parent for p in sorted((Path(path) / "checkpoints").glob(f"step_*/{MANIFEST}")) if _ended(p) == best]
+    if not kept:
+        raise ConfigError(
+            f"pretrained_epochs is {epochs}: the best of the first {epochs} epochs of {path} is epoch {best}, whose "
+            "checkpoint was not kept.\n"
+            "Pre-train with checkpoint.keep_every_epochs=1, which keeps that of every epoch."
+        )
+    return find_checkpoint(kept[-1])
+
+
+def _ended(manifest: Path) -> int | None:
+    """The epoch at whose end a checkpoint was made; None for one of the midst of an epoch."""
+    epoch = json.loads(manifest.read_text()).get("epoch_ended")
+    return epoch if isinstance(epoch, int) else None
