@@ -27,6 +27,7 @@ def whole_state(optimizer: AdamW, weights: Iterable[tuple[str, nn.Parameter]]) -
 
 
 def set_whole_state(optimizer: AdamW, weights: Iterable[tuple[str, nn.Parameter]], state: Mapping[str, Tensor]) -> None:
+    """Take up what `whole_state` gave; nothing where it was empty."""
     for name, parameter in weights if state else ():
         moments = {m: state[f"{m}.{name}"].to(parameter.device, copy=True) for m in MOMENTS}
         optimizer.state[parameter] = {"step": state["step"].to(parameter.device, copy=True), **moments}
