@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,6 +26,15 @@ class ThreadRank:
         gathered = list(self._values)
         self._meeting.wait()
         return gathered
+
+
+def nodes_of(sizes: Sequence[int]) -> list[ThreadRank]:
+    """The group of its node for each rank of a run whose nodes have so many ranks."""
+    made = []
+    for size in sizes:
+        values, meeting = [None] * size, threading.Barrier(size, timeout=20)
+        made += [ThreadRank(rank, values, meeting) for rank in range(size)]
+    return made
 
 
 def on_ranks(size: int, work: Callable[[ThreadRank], Result]) -> list[Result | BaseException]:

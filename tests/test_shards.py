@@ -6,17 +6,21 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from groups import on_ranks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dpt_hpc.data import joining
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.statistics import estimate_edges
 from dpt_hpc.data.writing import write_dataset
@@ -114,7 +118,7 @@ def test_several_datasets_are_read_as_one(tmp_path: Path) -> None:
         Dataset.open([paths[0], tmp_path / "c"])
 
 
-def test_the_same_structures_are_not_read_twice(tmp_path: Path) -> None:
+def test_the_same_structures_are_not_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = structures(30)
     one = written(tmp_path / "one", items[:20])
     copy = Path(shutil.copytree(one, tmp_path / "copy"))
@@ -128,7 +132,38 @@ def test_the_same_structures_are_not_read_twice(tmp_path: Path) -> None:
         Dataset.open([one, other])
     refused.match(rf"datasets {one} and {other}: both have structure_id 'säure-17' \(3 shared in all\)")
     refused.match("ingest both sources into one dataset")
-    assert len(Dataset.open([one, written(tmp_path / "rest", items[20:])])) == 30
+    rest = written(tmp_path / "rest", items[20:])
+    assert len(Dataset.open([one, rest])) == 30
+    # Ids whose hashes are equal by chance are told apart; those that are shared are found all the same.
+    monkeypatch.setattr(joining, "hashed", lambda ids: np.zeros(len(ids), dtype=np.uint64))
+    assert len(Dataset.open([one, rest])) == 30
+    with pytest.raises(DataError, match=r"both have structure_id 'säure-17' \(3 shared in all\)"):
+        Dataset.open([one, other])
+
+
+def test_the_elements_of_a_part_are_found_shard_by_shard(tmp_path: Path) -> None:
+    items = structures(40)
+    dataset = Dataset.open(written(tmp_path / "one", items, shard_atoms=30))
+    assert len(dataset.files.paths) > 3
+    for indices in (np.array([3, 4, 17, 39]), np.arange(40), np.array([], dtype=np.int64)):
+        expected = {z for i in indices for z in items[i].atomic_numbers.tolist()}
+        shares = on_ranks(3, partial(dataset.elements_of, indices))
+        assert set().union(*shares) == dataset.elements_of(indices) == expected
+
+
+def test_shared_ids_are_looked_for_in_16_bytes_a_structure() -> None:
+    ids = np.array([f"some/long/name/of/a/structure/{k:080d}" for k in range(50_000)]).astype("S")
+    parts = np.split(ids, 50)
+    wide = [part.astype("S200") for part in parts]
+    assert len(np.unique(joining.hashed(ids))) == len(ids)
+    np.testing.assert_array_equal(joining.hashed(parts[3]), joining.hashed(wide[3]))
+    tracemalloc.start()
+    joining.refuse_shared_ids([Path("a"), Path("b")], [30_000, 20_000], lambda: parts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 25 * len(ids)
+    with pytest.raises(DataError, match=r"datasets a and b: .*/0*7' \(2 shared in all\)"):
+        joining.refuse_shared_ids([Path("a"), Path("b")], [50_000, 2], lambda: [*parts, ids[[9, 7]]])
 
 
 def test_a_shard_is_readable_with_plain_h5py(tmp_path: Path) -> None:

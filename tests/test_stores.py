@@ -12,12 +12,13 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from groups import ThreadRank, on_ranks
+from groups import ThreadRank, nodes_of, on_ranks
 from test_shards import structures, written
 
 from dpt_hpc.data import manifest, shared_memory
@@ -208,12 +209,21 @@ def test_an_error_that_is_not_ours_is_told_on_the_ranks_that_would_wait_for_it()
     assert isinstance(second, MemoryError)
 
 
-def test_the_ranks_of_a_node_divide_the_hashing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_divide_the_hashing_and_every_node_looks_at_every_file(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed: list[Path] = []
     digest = manifest.sha256_of
     monkeypatch.setattr(manifest, "sha256_of", lambda path: hashed.append(path) or digest(path))
-    on_ranks(3, lambda node: Dataset.open(small, node=node))
+    nodes = nodes_of([2, 1])
+    on_ranks(3, lambda rank: Dataset.open(small, node=nodes[rank.rank], everyone=rank))
     assert sorted(hashed) == sorted(small.glob("shard_*.h5"))
+    # What one node alone does not see, all are told; whichever rank would have hashed it.
+    partly = Path(shutil.copytree(small, tmp_path / "partly"))
+    (partly / "shard_00000.h5").unlink()
+    for seen in ([partly, partly, small], [small, small, partly]):
+        work = partial(lambda seen, rank: Dataset.open(seen[rank.rank], node=nodes[rank.rank], everyone=rank), seen)
+        refused(on_ranks(3, work), DataError, r"shard .*/partly/shard_00000.h5: is missing")
 
 
 def test_staged_shards_are_read_from_the_copy_which_is_used_again(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,33 +65,39 @@ class Dataset:
         verify: bool = True,
         stage: str | None = None,
         node: Group = ALONE,
+        everyone: Group | None = None,
     ) -> Dataset:
-        """Open one or several dataset directories. Collective among the ranks of `node`, which divide the work.
+        """Open one or several dataset directories. Collective among all ranks of `everyone` (None: of `node`), those of
+        `node` being this node's; they divide the work.
 
-        verify: compare every shard's SHA-256 with the manifest (reads every byte once; do it once per run). stage: a
-        directory of this node (`${TMPDIR}` and the like are expanded) to copy the shards to, and to read them from.
-        Raises DataError if a directory, its manifest or a shard is missing, truncated, altered, empty or of another
-        version, and if two directories hold the same data or the same structure_id: it would stand in training and test
-        part; EnvironmentFault if they cannot be staged. On every rank of `node`, whichever found it.
+        verify: compare every shard's SHA-256 with the manifest: all ranks together read every byte once, and each node
+        looks whether it sees files of that size. stage: a directory of this node (`${TMPDIR}` and the like are
+        expanded) to copy the shards to, and to read them from. Raises DataError if a directory, its manifest or a
+        shard is missing, truncated, altered, empty or of another version, and if two directories hold the same data or
+        the same structure_id: it would stand in training and test part; EnvironmentFault if they cannot be staged. On
+        every rank, whichever found it.
         """
+        ranks = node if everyone is None else everyone
         directories = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-        first = node.rank == 0
-        manifests = node.all_gather(agree(node, lambda: _read_manifests(directories) if first else []))[0]
+        read = agree(ranks, lambda: _read_manifests(directories) if node.rank == 0 else [])
+        manifests = node.all_gather(read)[0]
         if stage is not None:
-            directories = stage_shards(directories, manifests, stage, node)
+            directories = agree(ranks, lambda: stage_shards(directories, manifests, stage, node))
         shards = [(d / shard.file, shard) for d, m in zip(directories, manifests, strict=True) for shard in m.shards]
-        # What was staged has been hashed while it was copied.
-        by_hash = verify and stage is None
 
         def check_mine() -> None:
             for path, shard in shards[node.rank :: node.size]:
-                verify_shard(path, shard, by_hash)
+                verify_shard(path, shard, by_hash=False)
+            # What was staged has been hashed while it was copied.
+            for path, shard in shards[ranks.rank :: ranks.size] if verify and stage is None else ():
+                verify_shard(path, shard, by_hash=True)
 
-        agree(node, check_mine)
-        dataset = cls(directories, manifests, node)
+        agree(ranks, check_mine)
+        dataset = agree(ranks, lambda: cls(directories, manifests, node))
         if len(directories) > 1:
             sizes = [m.num_structures for m in manifests]
-            agree(node, lambda: refuse_shared_ids(directories, sizes, dataset.structure_ids) if first else None)
+            ids = partial(dataset._parts, "structure_id")
+            agree(ranks, lambda: refuse_shared_ids(directories, sizes, ids) if ranks.rank == 0 else None)
         return dataset
 
     def __len__(self) -> int:
@@ -141,6 +148,19 @@ class Dataset:
         values = self._column(f"properties/{name}", np.dtype(np.float64))
         values[~self._column(f"properties/has_{name}", np.dtype(bool))] = np.nan
         return values
+
+    def elements_of(self, indices: Indices, share: Group = ALONE) -> set[int]:
+        """The atomic numbers in those of the structures `indices` (B,), ascending, that lie in this rank's share of the
+        shards: a byte an atom is read, and nothing else."""
+        found: set[int] = set()
+        for shard in range(share.rank, len(self.files.paths), share.size):
+            first, end = self.first_structure[shard : shard + 2].tolist()
+            wanted = np.zeros(end - first, dtype=bool)
+            wanted[indices[slice(*np.searchsorted(indices, [first, end]))] - first] = True
+            numbers = self.files.read(shard, "atomic_numbers")
+            if numbers is not None and wanted.any():
+                found |= set(np.unique(numbers[np.repeat(wanted, np.diff(self.atom_ptr[first : end + 1]))]).tolist())
+        return found
 
     def ids(self, indices: Sequence[int] | Indices) -> list[str]:
         """The ids of the structures `indices` (B,), in that order."""

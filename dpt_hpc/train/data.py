@@ -67,8 +67,8 @@ class Data:
 
 
 def open_dataset(options: DataOptions, ranks: Ranks) -> Dataset:
-    """The dataset that `options` name, verified once per node. Collective; an error is raised on every rank."""
-    return agree(ranks, lambda: Dataset.open(options.path, stage=options.stage, node=ranks.node))
+    """The dataset that `options` name, verified once. Collective; an error is raised on every rank."""
+    return Dataset.open(options.path, stage=options.stage, node=ranks.node, everyone=ranks)
 
 
 def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOptions, seed: int, ranks: Ranks) -> Split:

@@ -92,14 +92,8 @@ def fit_scaling(scaling: Scaling, options: ObjectiveOptions, data: Data, denoise
 
 def training_elements(data: Data, ranks: Ranks) -> tuple[int, ...]:
     """Sorted atomic numbers of the training part. Collective: each rank looks at its share."""
-
-    def look() -> set[int]:
-        found: set[int] = set()
-        for block in data.batches(np.array_split(data.split.train, ranks.size)[ranks.rank], BLOCK):
-            found.update(block.atomic_numbers.unique().tolist())
-        return found
-
-    return tuple(sorted(set().union(*ranks.all_gather(agree(ranks, look)))))
+    found = agree(ranks, lambda: data.dataset.elements_of(data.split.train, ranks))
+    return tuple(sorted(set().union(*ranks.all_gather(found))))
 
 
 def _compositions(data: Data, denoised: Sequence[range]) -> tuple[Triangle, Triangle]:
