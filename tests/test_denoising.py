@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_runs import Options, config_of, of_steps, records, run, same_weights, small_options
 
+from dpt_hpc import load
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError, DataError
@@ -100,7 +101,7 @@ def test_mixed_is_both_objectives_each_on_its_own_structures(kind: Any, partly_l
     second.backward()
 
     assert float(loss.detach()) == pytest.approx(float((first + second).detach()), rel=1e-10)
-    assert float(sums["noise_error"]) == pytest.approx(float(off.abs().sum()) / 2.0, rel=1e-10)
+    assert float(sums["noise_error"]) == pytest.approx(float(off.detach().abs().sum()) / 2.0, rel=1e-10)
     for name in ("energy_error", "forces_error", "stress_error", "forces_count", "energy_per_atom_error"):
         assert float(sums[name]) == pytest.approx(float(of_labels[name]), rel=1e-10), name
     for a, b in zip(together.model.parameters(), labels.model.parameters(), strict=True):
@@ -187,9 +188,16 @@ def test_the_transformer_learns_to_denoise_by_its_head_and_goes_on_bit_for_bit(
     assert (
         saved["noise_true"].shape == saved["noise_pred"].shape == (int(Dataset.open(small_dataset).num_atoms.sum()), 3)
     )
-    assert float(np.abs(saved["noise_true"] - saved["noise_pred"]).mean()) == pytest.approx(
-        errors["noise_mae"], rel=1e-5
-    )
+    error = float(np.abs(saved["noise_true"] - saved["noise_pred"]).mean())
+    assert error == pytest.approx(errors["noise_mae"], rel=1e-5)
+
+    model = load(path)
+    batch = Dataset.open(small_dataset).read(np.array([4]))
+    expected = 0.04 * predict_noise(model.network, batch)
+    found = model.predict(Dataset.open(small_dataset).get(4))
+    assert found.noise is not None
+    np.testing.assert_allclose(found.noise, expected.detach().numpy(), rtol=1e-5, atol=1e-8)
+    assert found.forces is None
 
 
 def test_a_run_mixes_two_datasets(small_dataset: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dpt_hpc.models.derivatives import build_graph, edge_vectors
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.scaling import Scaling
+from dpt_hpc.ops import RadiusGraph
 from dpt_hpc.stopwatch import part
 from dpt_hpc.structure import Batch
 
@@ -82,15 +83,16 @@ def noise_head(network: EnergyModel) -> nn.Module:
     return ScalarHead(network.num_scalars)
 
 
-def predict_noise(model: Scaling, batch: Batch) -> Tensor:
+def predict_noise(model: Scaling, batch: Batch, *, graph: RadiusGraph | None = None) -> Tensor:
     """What the noise head of `model` says of every atom of `batch`: (N,3), in units of the noise's scale.
 
-    Raises ValueError for a model without such a head.
+    graph: `build_graph` of the batch, if it is there already. Raises ValueError for a model without such a head.
     """
     if model.noise_head is None:
         raise ValueError("predict_noise: the model has no noise head, expected one built with noise_head=True")
-    with part("graph"):
-        graph = build_graph(model, batch)
+    if graph is None:
+        with part("graph"):
+            graph = build_graph(model, batch)
     vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
     found: Tensor = model.noise_head(model.node_features(batch.atomic_numbers, vectors, graph))
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
-from dpt_hpc.models import Scaling, predict
+from dpt_hpc.models import Scaling, predict, predict_noise
 from dpt_hpc.models.derivatives import edge_vectors
 from dpt_hpc.ops import NATIVE_DEVICES, RadiusGraph
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
@@ -185,12 +185,14 @@ class Model:
         p = predict(
             model,
             batch,
-            forces=(derives and forces) or self.gives == "noise",
+            forces=(derives and forces) or (self.gives == "noise" and model.noise_head is None),
             stress=derives and stress,
             graph=graph,
         )
         derived: dict[str, torch.Tensor | None] = {"forces": p.forces, "stress": p.stress}
-        if self.gives == "noise" and p.forces is not None:
+        if model.noise_head is not None:
+            derived = {"noise": learnt["noise_scale"] * predict_noise(model, batch, graph=graph)}
+        elif self.gives == "noise" and p.forces is not None:
             derived = {"noise": p.forces if learnt.get("sign") == "paper" else -p.forces}
         if energies:
             vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
