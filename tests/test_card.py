@@ -84,6 +84,14 @@ def test_a_property_has_its_unit_and_its_pre_training(finished: tuple[Options, P
         load_card(tmp_path / "run")
 
 
+def test_what_was_not_learnt_is_said(finished: tuple[Options, Path]) -> None:
+    card = load_card(finished[1])
+    weights = {"energy_weight": 0.0, "forces_weight": 1.0, "stress_weight": 0.0}
+    other = replace(card, trained_on={"objective": card.objective | weights})
+    assert other.units["energy"] == "eV, total of the cell; not learnt"
+    assert other.units["forces"] == card.units["forces"]
+
+
 def test_a_licence_goes_along(finished: tuple[Options, Path], small_dataset: Path) -> None:
     dataset = Dataset.open(small_dataset)
     (manifest,) = dataset.manifests

@@ -24,11 +24,13 @@ from test_cli import fails
 import dpt_hpc
 from dpt_hpc.cli import run_command_line
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
-from dpt_hpc.structure import Structure
+from dpt_hpc.models import predict_noise
+from dpt_hpc.structure import Batch, Structure
 from dpt_hpc.train.checkpoint import load_card, load_weights
 from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.use import as_structure
 from dpt_hpc.use.progress import Progress, count_structures
 
 CU = {"lattice": Lattice.cubic(3.6), "species": ["Cu"] * 4}
@@ -97,6 +99,16 @@ def test_noise_points_away_from_equilibrium(sign: str, finished: tuple[Options, 
     forces = dpt_hpc.Model(network.network, energies, path).predict(atoms).forces
     np.testing.assert_array_equal(found.noise, forces if sign == "paper" else -forces)
     assert found.energy is None
+
+
+def test_the_noise_of_a_head_is_in_angstroms(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    options, _ = finished
+    objective = {"kind": "head_denoising", "noise_scale": 0.04}
+    path = run(options, tmp_path / "run", objective=objective, training={"epochs": 1, "batch_size": 12})
+    network = dpt_hpc.load(path)
+    ours = as_structure(of(network, "Si"))
+    head = predict_noise(network.network, Batch.from_structures([ours]))
+    np.testing.assert_allclose(network.predict(ours).noise, 0.04 * head.detach().numpy(), rtol=1e-5)
 
 
 def test_every_kind_of_structure_is_taken(model: dpt_hpc.Model, tmp_path: Path) -> None:

@@ -59,11 +59,13 @@ class ModelCard:
             return {target: str(self.trained_on.get("unit") or "unit unknown")}
         if kind is not None and kind.endswith("denoising"):
             return {"noise": "Å, how far each atom is from its place at equilibrium"}
-        return {
+        units = {
             "energy": UNITS["energy"],
             "forces": f"{UNITS['forces']}, -dE/dpositions",
             "stress": UNITS["stress"],
         }
+        unlearnt = [label for label in units if objective.get(f"{label}_weight") == 0]
+        return {k: f"{unit}; not learnt" if k in unlearnt else unit for k, unit in units.items()}
 
     def text(self) -> str:
         """The card as YAML, as it is written to disk."""
@@ -105,7 +107,7 @@ def describe_training(
     """`ModelCard.trained_on`: data, split, objective. seed: of the run. sources: further facts, for run.json too."""
     data = []
     for path, manifest in zip(config.data.path, dataset.manifests, strict=True):
-        known = {"licence": manifest.provenance.get("licence"), "citation": manifest.provenance.get("citation")}
+        known = {key: manifest.provenance.get(key) for key in ("licence", "citation", "doi")}
         facts = {"path": path, "name": Path(path).name, "structures": manifest.num_structures}
         data.append({**facts, "digest": manifest.digest, **{k: v for k, v in known.items() if v}})
     options = config.data.split

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
-from dpt_hpc.models import Scaling, predict, predict_noise
+from dpt_hpc.models import Prediction, Scaling, predict, predict_noise
 from dpt_hpc.models.derivatives import edge_vectors
 from dpt_hpc.ops import NATIVE_DEVICES, RadiusGraph
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
@@ -181,19 +181,17 @@ class Model:
     ) -> list[Predicted]:
         model, learnt = self.network, self.card.objective
         doubtful = doubts(part, graph, batch, self.cutoff, self.card.elements)
-        derives = self.gives == "energy"
-        p = predict(
-            model,
-            batch,
-            forces=(derives and forces) or (self.gives == "noise" and model.noise_head is None),
-            stress=derives and stress,
-            graph=graph,
-        )
-        derived: dict[str, torch.Tensor | None] = {"forces": p.forces, "stress": p.stress}
-        if model.noise_head is not None:
-            derived = {"noise": learnt["noise_scale"] * predict_noise(model, batch, graph=graph)}
-        elif self.gives == "noise" and p.forces is not None:
-            derived = {"noise": p.forces if learnt.get("sign") == "paper" else -p.forces}
+        derived: dict[str, torch.Tensor | None] = {}
+        if learnt.get("kind") == "head_denoising":
+            p = Prediction(batch.positions.new_zeros(len(part)))
+            derived["noise"] = learnt["noise_scale"] * predict_noise(model, batch, graph=graph)
+        elif self.gives == "noise":
+            p = predict(model, batch, forces=True, stress=False, graph=graph)
+            derived["noise"] = p.forces if learnt.get("sign") == "paper" or p.forces is None else -p.forces
+        else:
+            derives = self.gives == "energy"
+            p = predict(model, batch, forces=derives and forces, stress=derives and stress, graph=graph)
+            derived = {"forces": p.forces, "stress": p.stress}
         if energies:
             vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
             features = model.features_for_energy(batch.atomic_numbers, vectors, graph)
