@@ -21,7 +21,7 @@ import torch
 from groups import ThreadRank, nodes_of, on_ranks
 from test_shards import structures, written
 
-from dpt_hpc.data import manifest, shared_memory
+from dpt_hpc.data import manifest, shared_memory, store_cluster
 from dpt_hpc.data.group import ALONE, agree
 from dpt_hpc.data.loader import Loader, Step, in_windows
 from dpt_hpc.data.shards import Dataset
@@ -355,3 +355,18 @@ def test_the_cluster_store_without_mpi_is_refused_with_the_reason(small: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("EnvironmentFault data.store is cluster, but ") == 2, done.stdout
     assert "its own launcher did not start this rank" in done.stdout or "cannot be loaded" in done.stdout
+
+
+def test_no_rank_starts_mpi_before_all_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPI_Init would wait for the one that has refused."""
+    here = threading.local()
+
+    def work(everyone: ThreadRank) -> None:
+        here.rank = everyone.rank
+        store_cluster.check_mpi(everyone)
+
+    started: list[int] = []
+    monkeypatch.setattr(store_cluster, "mpi_missing", lambda size: "mpi4py is not here" if here.rank == 1 else None)
+    monkeypatch.setattr(store_cluster, "_connect", lambda everyone: started.append(everyone.rank))
+    refused(on_ranks(2, work), EnvironmentFault, r"data\.store is cluster, but mpi4py is not here\.\nStart with mpirun")
+    assert started == []

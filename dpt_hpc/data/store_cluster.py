@@ -1,8 +1,8 @@
 """The store `cluster`: one copy of the dataset over the memory of all nodes; others' structures come by one-sided MPI.
 
 Each node holds a contiguous part, of equal bytes, in memory that its ranks share. Local rank 0 exposes it to the ranks
-of other nodes, which get what they need of a window in the background, many requests at a time. The only door of mpi4py
-beside train/world.py.
+of other nodes, which get what they need of a window in the background, many requests at a time. A door of mpi4py, as
+are train/world.py and train/one_sided.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ClusterStore(Store):
 
     def __init__(self, dataset: Dataset, layout: Layout, everyone: Group, node: Group, node_rank: int) -> None:
         super().__init__(dataset, layout)
-        agree(everyone, lambda: check_mpi(everyone))
+        check_mpi(everyone)
         from mpi4py import MPI
 
         self._mpi = MPI
@@ -173,13 +173,23 @@ def mpi_missing(size: int) -> str | None:
     return None
 
 
+ADVICE = "Start with mpirun, or srun --mpi=pmix (or pmi2) of the MPI that mpi4py loads; else data.store=disk or node."
+
+
 def check_mpi(everyone: Group) -> None:
-    """Start MPI where it is not running. Raises EnvironmentFault if it does not connect the ranks of `everyone`."""
-    advice = (
-        "Start with mpirun, or srun --mpi=pmix (or pmi2) of the MPI that mpi4py loads; else data.store=disk or node."
-    )
-    if (missing := mpi_missing(everyone.size)) is not None:
-        raise EnvironmentFault(f"data.store is cluster, but {missing}.\n{advice}")
+    """Start MPI where it is not running. Collective; raises EnvironmentFault, on every rank, if it does not connect the
+    ranks of `everyone`, or not several threads at a time."""
+    # MPI_Init waits for all ranks: none may begin it while another has refused.
+    agree(everyone, lambda: _refuse_missing(everyone.size))
+    agree(everyone, lambda: _connect(everyone))
+
+
+def _refuse_missing(size: int) -> None:
+    if (missing := mpi_missing(size)) is not None:
+        raise EnvironmentFault(f"data.store is cluster, but {missing}.\n{ADVICE}")
+
+
+def _connect(everyone: Group) -> None:
     from mpi4py import MPI
 
     if not MPI.Is_initialized():
@@ -188,7 +198,7 @@ def check_mpi(everyone: Group) -> None:
     if (size, rank) != (everyone.size, everyone.rank):
         raise EnvironmentFault(
             f"data.store is cluster, but MPI sees rank {rank} of {size} where the launcher started rank "
-            f"{everyone.rank} of {everyone.size}.\n{advice}"
+            f"{everyone.rank} of {everyone.size}.\n{ADVICE}"
         )
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise EnvironmentFault(

@@ -1,4 +1,7 @@
-"""Who this process is among all ranks, whichever launcher started it. The only door of mpi4py."""
+"""Who this process is among all ranks, whichever launcher started it.
+
+A door of mpi4py, as are data/store_cluster.py and train/one_sided.py.
+"""
 
 from __future__ import annotations
 
