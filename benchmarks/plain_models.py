@@ -15,23 +15,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpt_hpc.models import EnergyModel, NodeFeatures
-from dpt_hpc.models.cgcnn import CGConv
+from dpt_hpc.models.cgcnn import CGConv, Edges
 from dpt_hpc.ops import RadiusGraph
 
 
 class PlainCGConv(CGConv):
     """CGCNN's convolution with two linear maps of the concatenation [x_i, x_j, e_ij], as the paper's code has it."""
 
-    def forward(
-        self, x: Tensor, edge_lengths: Tensor, basis: Any, table: Any, graph: RadiusGraph, backend: Any
-    ) -> Tensor:
-        source, target = graph.edge_index
-        z = torch.cat([x.index_select(0, target), x.index_select(0, source), basis(edge_lengths)], dim=1)
+    def forward(self, x: Tensor, edges: Edges, backend: Any) -> Tensor:
+        source, target = edges.graph.edge_index
+        functions = edges.basis(edges.lengths)
+        radial = functions[:, : self.weight.shape[1] - 2 * self.hidden]
+        z = torch.cat([x.index_select(0, target), x.index_select(0, source), radial], dim=1)
         (gate, filter_), (gate_bias, filter_bias) = self.weight.chunk(2), self.bias.chunk(2)
-        messages = torch.sigmoid(functional.linear(z, gate, gate_bias)) * functional.softplus(
-            functional.linear(z, filter_, filter_bias)
-        )
-        return x + _scatter(messages, target, len(x)) / graph.target_ptr.diff().clamp(min=1)[:, None]
+        opened = torch.sigmoid(functional.linear(z, gate, gate_bias))
+        if self.closing is not None:
+            odds = torch.exp(functions[:, radial.shape[1] :] @ self.closing[:, :1])
+            opened = odds * opened / (1 - opened + odds * opened)
+        messages = opened * functional.softplus(functional.linear(z, filter_, filter_bias))
+        if edges.envelope is not None:
+            messages = edges.envelope[:, None] * messages
+        counts = edges.graph.target_ptr.diff().clamp(min=1)[:, None] if edges.counts is None else edges.counts
+        return x + _scatter(messages, target, len(x)) / counts
 
 
 class PlainET(EnergyModel):

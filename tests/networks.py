@@ -36,3 +36,17 @@ NETWORKS: dict[str, ModelOptions] = {
         "reference": {"backend": "reference"},
     }.items()
 }
+
+ENVELOPES: dict[str, ModelOptions] = {
+    "cgcnn, cosine envelope": replace(CGCNN, envelope="cosine"),
+    "cgcnn, polynomial envelope, table": replace(CGCNN, envelope="polynomial", filters="table"),
+    "cgcnn, gate": replace(CGCNN, envelope="gate"),
+    "cgcnn, gate, table": replace(CGCNN, envelope="gate", filters="table"),
+}
+
+NETWORKS |= {name: ENVELOPES[name] for name in ("cgcnn, cosine envelope", "cgcnn, gate, table")}
+"""Every network, in every way of computing it."""
+
+SMOOTH = ENVELOPES | {name: options for name, options in NETWORKS.items() if options.name in ("schnet", "painn")}
+"""Those whose energy and forces are continuous when a pair crosses the cutoff; the published CGCNN and transformer have
+no envelope on their messages, or not on all of them."""

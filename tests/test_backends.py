@@ -9,17 +9,19 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from networks import ENVELOPES, SMALL
 from required import required
 from systems import NASTY, batch_of, random_system, supercell
 from torch import Tensor
 
 from dpt_hpc.errors import DataError, EnvironmentFault
-from dpt_hpc.models import CGCNNOptions, ModelOptions, build_model, model_options, predict
+from dpt_hpc.models import CGCNNOptions, ModelOptions, build_model, predict
 from dpt_hpc.ops import Backend, RadiusGraph, edge_product, gather_aggregate, radius_graph
 from dpt_hpc.structure import Batch, Structure
 
@@ -115,12 +117,12 @@ def labelled(name: str) -> Batch:
     return Batch.from_structures(structures, dtype=torch.float64)
 
 
-def options_of(network: str, filters: str, backend: Backend, cutoff: float, max_neighbors: int | None) -> ModelOptions:
-    """A small network, the same for all backends."""
-    sizes = {"hidden": 16, "layers": 2, "readout_hidden": 16}
-    own = {"gaussians": 12} if network == "cgcnn" else {"heads": 4, "radial": 12}
-    shared = {"name": network, "cutoff": cutoff, "max_neighbors": max_neighbors, "filters": filters, "backend": backend}
-    return model_options({**shared, **sizes, **own})
+CASES: dict[str, ModelOptions] = {
+    f"{options.name}, {filters}": replace(options, filters=filters)
+    for options in SMALL
+    for filters in ("exact", "table")
+} | ENVELOPES
+"""Every network, small."""
 
 
 def step(options: ModelOptions, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -144,18 +146,15 @@ def step(options: ModelOptions, batch: Batch, dtype: torch.dtype) -> dict[str, T
     return {name: value.detach().double() for name, value in (values | gradients).items()}
 
 
-@pytest.mark.parametrize("filters", ["exact", "table"])
-@pytest.mark.parametrize("network", ["cgcnn", "torchmd_et"])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_a_training_step_is_the_same(first: Backend, second: Backend, name: str, network: str, filters: str) -> None:
+def test_a_training_step_is_the_same(first: Backend, second: Backend, name: str, case: str) -> None:
     _, cutoff, max_neighbors = BATCHES[name]
+    options = replace(CASES[case], cutoff=cutoff, max_neighbors=max_neighbors)
     batch = labelled(name)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-4)):
-        a, b = (
-            step(options_of(network, filters, backend, cutoff, max_neighbors), batch, dtype)
-            for backend in (first, second)
-        )
+        a, b = (step(replace(options, backend=backend), batch, dtype) for backend in (first, second))
         assert a.keys() == b.keys()
         for key, value in a.items():
             scale = b[key].abs().max().item() if value.numel() else 0.0

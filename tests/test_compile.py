@@ -25,6 +25,8 @@ BREAKS = {
     "cgcnn, table": {"cgconv": 1},
     "torchmd_et, exact": {"expnorm_taps": 1, "radial_messages": 2},
     "torchmd_et, table": {"radial_messages": 2},
+    "schnet, exact": {"gather_aggregate": 1},
+    "painn, exact": {"radial_messages": 1},
 }
 """Where one layer breaks the graph: an op and how often. (The transformer's other message is its embedding.)"""
 
@@ -56,7 +58,7 @@ def test_only_the_ops_break_the_graph(name: str) -> None:
     # A break inside a module is told once for each frame that it leaves.
     ops = Counter(reason.partition("<function ")[2].split()[0] for reason in reasons)
     assert set(ops) == set(BREAKS[name])
-    assert found.graph_break_count <= 4 * sum(BREAKS[name].values())
+    assert found.graph_break_count <= 5 * sum(BREAKS[name].values())
 
 
 @pytest.mark.slow

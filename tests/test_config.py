@@ -38,6 +38,7 @@ def test_the_faithful_preset_is_the_paper() -> None:
         4,
     )
     assert (config.model.gaussians, config.model.gaussian_width, config.model.filters) == (50, 0.05, "exact")
+    assert config.model.envelope is None
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (2e-3, 0.01)
     assert (config.training.batch_size, config.training.epochs, config.training.clip_norm) == (50, 100, 10.0)
     assert config.training.ema_decay is None

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import NETWORKS
+from networks import NETWORKS, SMALL, SMOOTH
 from torch import Tensor
 
 from dpt_hpc.errors import DataError
-from dpt_hpc.models import CGCNNOptions, EnergyModel, ModelOptions, TorchMDETOptions, build_model, predict
+from dpt_hpc.models import NETWORKS as REGISTERED
+from dpt_hpc.models import EnergyModel, ModelOptions, build_model, predict
 from dpt_hpc.models.derivatives import build_graph, edge_vectors
 from dpt_hpc.structure import MAX_ATOMIC_NUMBER, Batch, Structure
 
@@ -54,9 +55,15 @@ SYSTEMS = {
 
 @pytest.fixture(params=NETWORKS)
 def model(request: pytest.FixtureRequest) -> EnergyModel:
-    """Each network in float64 and eval mode."""
+    """Each network in float64 and eval mode; its biases moved from where some start, which is zero."""
     torch.manual_seed(0)
-    return build_model(NETWORKS[request.param]).double().eval()
+    model = build_model((NETWORKS | SMOOTH)[request.param]).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    return model
 
 
 def batch_of(structures: list[Structure]) -> Batch:
@@ -102,7 +109,11 @@ def test_stress_is_the_finite_difference_of_the_energy_per_volume(name: str, mod
     torch.testing.assert_close(stress, stress.transpose(1, 2))
 
 
-@pytest.mark.parametrize("kind", [CGCNNOptions, TorchMDETOptions], ids=lambda k: k.name)
+def test_every_network_passes_through_these_tests() -> None:
+    assert [type(options) for options in SMALL] == [options for options, _ in REGISTERED]
+
+
+@pytest.mark.parametrize("kind", [options for options, _ in REGISTERED], ids=lambda k: k.name)
 def test_derivatives_at_the_sizes_of_the_preset_under_scaling_and_mean_pooling(kind: type[ModelOptions]) -> None:
     """8 Å, 250 neighbours of which none is cut (a cut would make the energy jump), references and a scale."""
     torch.manual_seed(0)
@@ -136,6 +147,44 @@ def test_derivatives_at_the_sizes_of_the_preset_under_scaling_and_mean_pooling(k
 
 def strained(batch: Batch, strain: Tensor) -> Batch:
     return replace(batch, positions=batch.positions + batch.positions @ strain, cell=batch.cell + batch.cell @ strain)
+
+
+CUTOFF = 5.0
+DIRECTION = torch.tensor([0.8, 0.6, 0.0], dtype=torch.float64)
+
+
+def crossing(beyond: float, others: int) -> Batch:
+    """Two atoms CUTOFF + beyond apart, and `others` near the first, which both see."""
+    near = [[0.0, 0.0, 0.0], [1.1, 1.2, 0.3], [0.4, -0.9, 1.3]][: 1 + others]
+    numbers = [8, 22, 14][: 1 + others]
+    far = ((CUTOFF + beyond) * DIRECTION).tolist()
+    return batch_of([structure([*near, far], torch.eye(3), [*numbers, 26], (False, False, False))])
+
+
+@pytest.mark.parametrize("others", [0, 2], ids=["the only pair", "one of several"])
+@pytest.mark.parametrize("model", SMOOTH, indirect=True)
+def test_energy_and_forces_are_continuous_as_a_pair_crosses_the_cutoff(others: int, model: EnergyModel) -> None:
+    """Across the cutoff the energy changes by what the forces say, and the forces by next to nothing."""
+    step = 1e-6
+    assert (
+        build_graph(model, crossing(-step, others)).num_edges
+        == build_graph(model, crossing(step, others)).num_edges + 2
+    )
+    deep, inside, outside = (predict(model, crossing(beyond, others)) for beyond in (-1, -step, step))
+    assert deep.forces is not None
+    assert inside.forces is not None
+    assert outside.forces is not None
+    change = float(outside.energy - inside.energy)
+    forces = (inside.forces[-1] + outside.forces[-1]) / 2
+    assert abs(change + 2 * step * float(forces @ DIRECTION)) < 1e-9 * max(1.0, float(deep.energy.abs()))
+    assert float((inside.forces - outside.forces).abs().max()) < 1e-4 * float(deep.forces.abs().max())
+
+
+@pytest.mark.parametrize("model", ["cgcnn, exact", "torchmd_et, exact"], indirect=True)
+def test_without_an_envelope_the_energy_jumps(model: EnergyModel) -> None:
+    """As published, and as the options say: should this fail, move the network to SMOOTH."""
+    inside, outside = (energies(model, crossing(beyond, 2)) for beyond in (-1e-9, 1e-9))
+    assert float((inside - outside).abs()) > 1e-6
 
 
 def test_batch_equals_the_loop_over_its_structures(model: EnergyModel) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpt_hpc.models.radial import cosine_cutoff, spline_basis, spline_coefficients
+from dpt_hpc.models.radial import cosine_cutoff, envelope_of, spline_basis, spline_coefficients
 from dpt_hpc.ops import RadialTaps, expnorm_taps, spline_taps
 
 LINEAR_PART = 0.2
@@ -73,8 +73,7 @@ class ExpNormal(nn.Module):
         """edge_vectors (E,3) Å; the radius graph has none of length zero."""
         lengths = torch.linalg.vector_norm(edge_vectors, dim=1)
         directions = edge_vectors / lengths[:, None]
-        # Rounded, an edge may be longer than the cutoff: there the cosine has come to its end.
-        envelope = cosine_cutoff(lengths.clamp(max=self.cutoff), self.cutoff)
+        envelope = envelope_of("cosine", lengths, self.cutoff)
         if self.splines is None or self.knots is None:
             taps = expnorm_taps(lengths, self.means, self.betas, self.alpha, envelope)
             return EdgeGeometry(taps, envelope, directions)

@@ -25,8 +25,9 @@ from dpt_hpc.models.radial import RadialGrid, RadialPoints, spline_coefficients
 from dpt_hpc.models.readout import read_out
 from dpt_hpc.ops import Backend, RadialTaps, RadiusGraph, radial_messages
 
-TINY = 1e-8
-"""Added to the square of a vector before its root is taken: a vector of zero has no other gradient than NaN."""
+TINY = 1e-4
+"""Added to the square of a vector before its root is taken: at an inversion centre all vectors are zero, in float32
+rounding noise, and without it the gradient would be NaN, or the noise's direction."""
 
 
 @dataclass(frozen=True)

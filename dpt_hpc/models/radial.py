@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,19 @@ def cosine_cutoff(lengths: Tensor, cutoff: float) -> Tensor:
     """0.5 (cos(pi d / cutoff) + 1) (Behler 2011, eq. 5), lengths in Å, any shape: 1 at d = 0, 0 with slope 0 at the
     cutoff. Not clamped beyond it, so that a table can go on smoothly."""
     return 0.5 * (torch.cos(lengths * (math.pi / cutoff)) + 1)
+
+
+def polynomial_cutoff(lengths: Tensor, cutoff: float) -> Tensor:
+    """1 - 28 x^6 + 48 x^7 - 21 x^8, x = d / cutoff (Gasteiger et al. 2020, eq. 8 with p = 6): 1 at d = 0, 0 with slope
+    and curvature 0 at the cutoff. Flatter than the cosine at first, and steeper then. lengths in Å, any shape."""
+    x = lengths / cutoff
+    return 1 - x**6 * (28 - 48 * x + 21 * x * x)
+
+
+def envelope_of(kind: Literal["cosine", "polynomial"], edge_lengths: Tensor, cutoff: float) -> Tensor:
+    """The envelope (E,) of edges of these lengths (E,) Å; 0 beyond the cutoff, where rounding may leave an edge."""
+    function = {"cosine": cosine_cutoff, "polynomial": polynomial_cutoff}[kind]
+    return function(edge_lengths.clamp(max=cutoff), cutoff)
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,7 @@ class RadialGrid(nn.Module):
     def forward(self, edge_lengths: Tensor) -> RadialPoints:
         """edge_lengths (E,) Å."""
         if self.splines is None or self.knots is None:
-            # Rounded, an edge may be longer than the cutoff: there the cosine has come to its end.
-            return RadialPoints(edge_lengths, cosine_cutoff(edge_lengths.clamp(max=self.cutoff), self.cutoff))
+            return RadialPoints(edge_lengths, envelope_of("cosine", edge_lengths, self.cutoff))
         knots = self.knots.to(edge_lengths.dtype)
         return RadialPoints(knots, cosine_cutoff(knots, self.cutoff), spline_taps(edge_lengths, self.splines))
 
