@@ -25,6 +25,7 @@ from dpt_hpc.suite.status import describe
 from dpt_hpc.suite.work import CellsFailed, alone, work
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.pretrain import pretrain
+from dpt_hpc.train.pretrained import find_pretrained
 from dpt_hpc.train.ranks import Ranks
 
 NETWORK = {
@@ -76,7 +77,7 @@ def test_plain_runs_are_adopted_and_tables_are_of_what_is_there(small_dataset: P
     assert describe(plan)[0].split() == ["done", str(baseline.path)]
     assert describe(plan)[-2] == "2 done, 0 running, 0 begun, 3 missing of 5 runs"
     write_outcome(plan, tmp_path / "early", "dpt-hpc suite suite.yaml --tables")
-    assert "| forces 1 : 500 : 500 | — | — | — |" in (tmp_path / "early" / "tables.md").read_text()
+    assert "| forces 1 : 500 : 500, 1 epochs | — | — | — |" in (tmp_path / "early" / "tables.md").read_text()
     before = facts(plan)
     said = run_all(plan)
     assert [line.split("runs/")[1] for line in said] == [
@@ -96,7 +97,7 @@ def test_plain_runs_are_adopted_and_tables_are_of_what_is_there(small_dataset: P
     assert list(cell["test_mae"].values()) == summary["test_mae"]
     assert (cell["unit"], cell["other_options"], cell["split"]["train"]) == ("A^3", [], 24)
     text = (tmp_path / "tables" / "tables.md").read_text()
-    assert "| forces 1 : 500 : 500 | 24 |" in text
+    assert "| forces 1 : 500 : 500, 1 epochs | 24 |" in text
     assert run_all(plan) == []  # nothing is left
 
 
@@ -118,7 +119,32 @@ def test_runs_made_with_other_options_are_named(small_dataset: Path, tmp_path: P
     pretrain(other, Ranks(), quiet=True)
     write_outcome(plan_suite(path), tmp_path / "tables", "dpt-hpc suite suite.yaml --tables")
     text = (tmp_path / "tables" / "tables.md").read_text()
-    assert "forces 1 : 500 : 500: pre-trained with other options than configured: seed: was 5, now 7" in text
+    assert "forces 1 : 500 : 500, 1 epochs: pre-trained with other options than configured: seed: was 5, now 7" in text
+
+
+def test_the_first_epochs_of_one_run_make_rows_and_a_figure(small_dataset: Path, tmp_path: Path) -> None:
+    pretrainings = {
+        "long": {"config": "pretrain.yaml", "set": {"checkpoint": {"keep_every_epochs": 1}}},
+        "short": {"of": "long", "epochs": 1},
+    }
+    suite = {
+        "networks": {
+            "cgcnn": {**NETWORK, "pretrainings": pretrainings, "set_finetuning": {"transfer.freeze": ["embedding"]}}
+        },
+        "cells": [{"network": "cgcnn", "pretrainings": ["baseline", "short", "long"]}],
+        "figures": {"epochs": {"x": "epochs", "network": "cgcnn", "lines": {"a": ["short", "long"]}}},
+    }
+    plan = plan_suite(write_suite(tmp_path, small_dataset, epochs=2, suite=suite))
+    assert [bool(cell.config.transfer.freeze) for cell in plan.cells] == [False, True, True]
+    run_all(plan)
+    found = facts(plan)
+    starts = {name: found[f"cgcnn/add/{name}/small/seed_0"]["pretrained"]["checkpoint"] for name in ("short", "long")}
+    assert starts == {"short": str(find_pretrained(f"{plan.run_dir}/cgcnn/pretrain/long", 1)), "long": starts["long"]}
+    out = tmp_path / "tables"
+    assert out / "epochs.png" in write_outcome(plan, out, "dpt-hpc suite suite.yaml --tables")
+    table = (out / "tables.md").read_text()
+    assert "| forces 1 : 500 : 500, first 1 epochs | 24 |" in table
+    assert "| forces 1 : 500 : 500, 2 epochs | 24 |" in table
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpt_hpc.report.curves import curve, draw_curves
 from dpt_hpc.report.table_files import write_tables
 from dpt_hpc.report.tables import Column, Result, Row, Table, bootstrap, improvement_on, improvement_over
 
@@ -81,3 +82,18 @@ def test_files_show_what_is_missing_as_missing(tmp_path: Path) -> None:
     (table,) = json.loads((tmp_path / "tables.json").read_text())
     assert table["rows"][1]["results"]["jdft"]["test_mae"] == {"0": 40.0, "1": 54.0, "2": 38.0}
     assert table["rows"][2]["results"] == {}
+
+
+def test_a_figure_shows_every_length_that_was_run_and_no_other(tmp_path: Path) -> None:
+    short = Row("short", "short", {"jdft": Result({0: 46.0, 1: 50.0}, 2, 46.6, 5)}, structures=455, epochs=12)
+    later = Row("later", "later", {}, structures=910, epochs=50)
+    table = Table("cgcnn", "add", "CGCNN", COLUMNS, (BASELINE, FORCES, short, later))
+    rows = [FORCES, short, later]
+    assert [(at, result.mean) for at, result in curve(rows, "jdft", "epochs")] == [(12, 48.0), (100, 44.0)]
+    assert [at for at, _ in curve(rows, "jdft", "structures")] == [455, 3644]
+    lines = {"forces": ["forces_1_1_1", "short", "later"]}
+    drawn = draw_curves(table, lines, "epochs", tmp_path / "figure.png")
+    assert drawn == tmp_path / "figure.png"
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert draw_curves(table, {"none": ["later"]}, "epochs", tmp_path / "none.png") is None
+    assert not (tmp_path / "none.png").exists()

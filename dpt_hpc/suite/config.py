@@ -56,7 +56,7 @@ class Network(Options):
     set_pretraining: dict[str, Any] = Field({})
     """Overrides of all its pre-trainings, besides."""
     set_finetuning: dict[str, Any] = Field({})
-    """Overrides of all its fine-tunings, besides."""
+    """Overrides of all its fine-tunings, besides; those of `transfer` say nothing to the baseline, and are left out."""
     pretrainings: dict[str, Pretraining] = Field({})
     datasets: dict[str, Recipe] = Field(min_length=1)
 

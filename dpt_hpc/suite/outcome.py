@@ -27,13 +27,23 @@ are in `cells/`. The paper (Jia et al., Digital Discovery 2024, 3, 586) pre-trai
 62,783), these rows on as many as their column says: compare improvements with its, not errors. Its baselines compare
 directly."""
 
+PRETRAINING_EPOCHS = 100
+"""Of the paper's Tables 2 to 4: a row of another length says so."""
+
 SUMMED_UP = ("command", "git", "device", "split", "parameters")
 """Facts of run.json that a cell's file keeps."""
 
 
 def write_outcome(plan: Plan, out: Path, command: str) -> list[Path]:
-    """Write tables.md, tables.csv, tables.json and cells/ for what is there of `plan`; returns the paths."""
-    written = write_tables(tables_of(plan), out, header=HEADER.format(command=_plain(command)))
+    """Write tables.md, tables.csv, tables.json, cells/ and figures of what is there of `plan`; returns the paths."""
+    from dpt_hpc.report.curves import draw_curves  # matplotlib: half a second that a status need not pay
+
+    tables = tables_of(plan)
+    written = write_tables(tables, out, header=HEADER.format(command=_plain(command)))
+    for name, figure in plan.figures.items():
+        table = next((t for t in tables if (t.network, t.pooling) == (figure.network, figure.pooling)), None)
+        drawn = table and draw_curves(table, figure.lines, figure.x, out / f"{name}.png")
+        written += [drawn] if drawn else []
     for cell in plan.order:
         if content := facts_of(cell):
             file = out / "cells" / f"{cell.path.relative_to(plan.run_dir)}.json"
@@ -101,7 +111,7 @@ def _row(cells: list[FinetuneCell], columns: Mapping[str, Column]) -> Row:
         structures=pretraining.get("split", {}).get("train"),
         epochs=start.epochs or start.cell.config.training.epochs,
         dataset=" + ".join(start.cell.config.data.path),
-        command=pretraining.get("command") or _plain(start.cell.command),
+        command=pretraining.get("command"),
         notes=tuple(
             f"pre-trained with other options than configured: {o}" for o in pretraining.get("other_options", ())
         ),
@@ -118,7 +128,10 @@ def label_of(start: Start) -> str:
     kind = objective["kind"]
     ratio = weights_ratio(objective).replace(NO_BREAK, " ")
     name = f"forces {ratio}" if kind == "derivatives" else str(kind).replace("_", " ")
-    return name if start.epochs is None else f"{name}, first {start.epochs} epochs"
+    if start.epochs is not None:
+        return f"{name}, first {start.epochs} epochs"
+    epochs = start.cell.config.training.epochs
+    return name if epochs == PRETRAINING_EPOCHS else f"{name}, {epochs} epochs"
 
 
 def _result(cell: FinetuneCell, column: Column) -> Result | None:
@@ -161,7 +174,7 @@ def facts_of(cell: PretrainCell | FinetuneCell) -> dict[str, Any]:
             {"name": Path(s["path"]).name, "structures": s["structures"], "digest": s["digest"]}
             for s in first["dataset"]
         ],
-        "epochs": results["epochs"],
+        "epochs": cell.config.training.epochs,
         "wall_seconds": [run.get("wall_seconds") for run, _ in runs],
         "other_options": [o for o in changed_options(cell.config, done[0].path / "config.yaml") if not _moved(o)],
     }

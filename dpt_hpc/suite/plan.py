@@ -113,6 +113,8 @@ def _finetune_cell(
     if start.epochs is not None:
         origin["pretrained_epochs"] = start.epochs
     changes = overrides(network.set, network.set_finetuning, recipe.set, origin, {"run_dir": directory})
+    if start.cell is None:
+        changes = {key: value for key, value in changes.items() if not key.startswith("transfer.")}
     file = _near(folder / recipe.config)
     config = load_config(file, FinetuneConfig, _words(changes))
     command = _command("finetune", file, changes)

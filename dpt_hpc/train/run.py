@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.shards import Dataset
@@ -284,6 +285,8 @@ def finished_to(run_dir: Path, epochs: int) -> bool:
         results = json.loads((run_dir / "results.json").read_text())
     except FileNotFoundError:
         return False
+    if "epochs" not in results:  # of an early version; results were written at the end of a run then, too
+        results = (yaml.safe_load((run_dir / "config.yaml").read_text()) or {}).get("training", {})
     return bool(results.get("epochs", 0) >= epochs)
 
 
