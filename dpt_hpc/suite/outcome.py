@@ -155,7 +155,9 @@ def _paper(cell: FinetuneCell, column: Column) -> tuple[float, int] | None:
         return reference.of(BASELINE)
     row = pretraining_row(cell.start.cell.config.objective.model_dump(mode="json"))
     epochs = cell.start.epochs or cell.start.cell.config.training.epochs
-    return reference.of(row, epochs) if row is not None else None
+    if row is None or epochs not in (PRETRAINING_EPOCHS, *reference.by_epochs):
+        return None
+    return reference.of(row, epochs)
 
 
 def facts_of(cell: PretrainCell | FinetuneCell) -> dict[str, Any]:
