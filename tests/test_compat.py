@@ -61,6 +61,9 @@ def test_fine_tuning_has_presets_too() -> None:
     assert (config.model.max_images, config.model.gaussian_width) == (2, 0.2)
     with pytest.raises(ConfigError, match=r"objective\.normalise=false, but objective\.normalise=true is given"):
         load_config(path, FinetuneConfig, ["compat=paper-release", "objective.normalise=true"])
+    frozen = ["compat=paper-release", "pretrained=runs/x", "transfer.freeze=[embedding]"]
+    with pytest.raises(ConfigError, match=r"transfer\.freeze=\[\], but transfer\.freeze=\[embedding\] is given"):
+        load_config(path, FinetuneConfig, frozen)
 
 
 @pytest.mark.parametrize(

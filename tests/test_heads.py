@@ -136,6 +136,14 @@ def test_a_checkpoint_keeps_the_head_and_fine_tuning_leaves_it(finished: tuple[O
     assert isinstance(model.noise_head, ScalarHead)
     assert torch.equal(model.noise_head.output.weight, weights["noise_head.output.weight"])
 
+    # The loss reaches all but the read-out of the energy, which neither moves nor decays.
+    torch.manual_seed(options["seed"])
+    drawn = build_model(model.network.options, noise_head=True).state_dict()  # type: ignore[arg-type, union-attr]
+    unmoved = {name for name, value in drawn.items() if torch.equal(value, weights[name])}
+    read_out = {name for name in drawn if name.startswith(("network.readout.", "network.output."))}
+    assert len(read_out) > 2
+    assert unmoved == read_out | {"scale", "shift", "element_references"}
+
     network = model.network.options  # type: ignore[union-attr]
     fresh = build_model(network)  # type: ignore[arg-type]
     found = load_pretrained(fresh, network, find_checkpoint(path))  # type: ignore[arg-type]

@@ -2,9 +2,9 @@
 release.
 
 `exact`, the default, sets nothing. The paper's two codes cut the periodic images and broaden the radial functions
-differently; both split by structure, learn plain labels in float32 without averaged weights, and denoise with the sign
-of the noise. Numbers that are not ours against theirs (sizes, rates, epochs) are the defaults of the options, or stand
-in configs/.
+differently; both split by structure, learn plain labels in float32 without averaged weights, train all weights alike
+to the last epoch, test those of the best one, and denoise with the sign of the noise. Numbers that are not ours against
+theirs (sizes, rates, epochs) are the defaults of the options, or stand in configs/.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ Compat = Literal["exact", "paper-experiments", "paper-release"]
 ANY_RUN = {
     "data.split.by": "structure",
     "training.batching": "random",
+    "training.early_stopping": None,
+    "training.tested": "best",
     "training.ema_decay": None,
     "training.precision": "float32",
 }
@@ -36,7 +38,13 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "derivatives": {"objective.element_references": False, "objective.normalise": False},
     "derivative_denoising": {"objective.noise_scale": 0.1, "objective.sign": "paper", "objective.loss": "mae"},
     "head_denoising": {"objective.noise_scale": 0.04, "objective.loss": "mse"},
-    "property": {"objective.normalise": False},
+    "property": {
+        "objective.normalise": False,
+        "transfer.freeze": (),
+        "transfer.reset": (),
+        "transfer.layer_decay": 1.0,
+        "transfer.head_learning_rate": None,
+    },
 }
 
 
@@ -101,4 +109,6 @@ def _plain(value: Any) -> str:
     """As YAML writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_plain, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

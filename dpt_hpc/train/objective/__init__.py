@@ -11,17 +11,26 @@ from dpt_hpc.train.config import (
     HeadDenoisingOptions,
     MixedOptions,
     ObjectiveOptions,
+    TransferOptions,
 )
 from dpt_hpc.train.objective.base import Objective, Sums
 from dpt_hpc.train.objective.denoising import VALIDATION_EPOCH, Denoising, HeadDenoising, Mixed
 from dpt_hpc.train.objective.labels import Derivatives, Property
+from dpt_hpc.train.transfer import HEAD, freeze
 
 __all__ = ["VALIDATION_EPOCH", "Objective", "Sums", "build_network", "build_objective"]
 
 
 def build_network(model: ModelOptions, objective: ObjectiveOptions) -> Scaling:
-    """A freshly initialised network, with the head that its objective trains."""
-    return build_model(model, noise_head=isinstance(objective, HeadDenoisingOptions))
+    """A freshly initialised network, with the head that its objective trains.
+
+    Denoising by a head does not reach the read-out of the energy: it stays as it was drawn, and does not decay.
+    """
+    denoises = isinstance(objective, HeadDenoisingOptions)
+    network = build_model(model, noise_head=denoises)
+    if denoises:
+        freeze(network, TransferOptions(freeze=(HEAD,)))
+    return network
 
 
 def build_objective(
