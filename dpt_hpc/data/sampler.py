@@ -201,18 +201,18 @@ def _order(key: NDArray[np.int64]) -> NDArray[np.int64]:
 def _to_the_lightest(weight: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
     """The bin of each item: in the order given, each goes to the bin that is lightest so far, the first of equal ones.
 
-    Among many bins an eighth of them is served at a time: thousands of ranks then cost a sort each time, and the loads
+    Among many bins a quarter of them is served at a time: thousands of ranks then cost a sort each time, and the loads
     are as equal as with one at a time.
     """
     chosen = np.zeros(len(weight), dtype=np.int64)
     load = np.arange(bins)  # times `bins`, plus the number of the bin: sorted together, with no detour over places
-    at_once = max(bins // 8, 1)
+    at_once = max(bins // 4, 1)
     for start in range(0, len(weight), at_once):
         items = weight[start : start + at_once]
         lightest = load[: len(items)]
         chosen[start : start + at_once] = lightest % bins
         lightest += items * bins
-        lightest.sort()
+        lightest.sort(kind="stable")
         load.sort(kind="stable")  # of two sorted stretches: it merges them
     return chosen
 
