@@ -102,12 +102,15 @@ def mirror(
         raise ConfigError("data mirror: name the datasets, or say --all.")
     chosen = [found[name] for name in names or ()]
     if everything:
-        chosen = [e for e in found if source or all(f.url and (f.sha256 or unverified) for f in e.files)]
+        chosen = [e for e in found if all((f.url or source) and (f.sha256 or unverified) for f in e.files)]
     with _Bar(quiet) as bar:
         sources = Sources(source, unverified, bar.show)
         failed = fill_mirror(chosen, directory, sources, (lambda _: None) if quiet else bar.say)
     if failed:
-        raise DataError(f"{directory}: {len(failed)} files are missing.\n" + "\n".join(failed))
+        raise DataError(
+            "\n".join([f"{directory}: {len(failed)} files are missing.", *failed])
+            + "\nThe others are there. `dpt-hpc data show NAME` says where a file is to be had."
+        )
 
 
 @data.command(

@@ -184,7 +184,7 @@ def fill_mirror(entries: Sequence[Entry], mirror: Path, sources: Sources, say: S
             try:
                 found = obtain(file, mirror / entry.name, sources, say)
             except (ConfigError, DataError) as error:
-                failed.append(f"{entry.name}: {error}")
+                failed.append(f"{entry.name}: {str(error).splitlines()[0]}")
                 continue
             _place(found.path, mirror / entry.name)
             digests[f"{entry.name}/{found.path.name}"] = found.sha256
