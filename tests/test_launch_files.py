@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from required import PROGRAMS, needs_deepspeed, needs_mpi
+from required import MPICH, PROGRAMS, needs_deepspeed, needs_mpi, needs_mpich
 from small_runs import Options, of_steps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,31 @@ def test_mpirun(config: Path) -> None:
     trained(config, start("mpirun.sh", config, RANKS=2, HOSTS=hosts), 2, "mpirun (Open MPI)")
 
 
+@needs_mpich
+def test_mpich_and_the_environment_that_a_site_sets(config: Path) -> None:
+    """The ranks of a host file in DeepSpeed's format, which is not MPICH's."""
+    hosts, site = config.parent / "hosts", config.parent / "site.sh"
+    hosts.write_text("# two of\nlocalhost slots=2\n")
+    site.write_text(f"MPIRUN={MPICH / 'bin' / 'mpiexec'}\nexport MPI4PY_LIBMPI={MPICH / 'lib' / 'libmpi.so.12'}\n")
+    trained(config, start("mpirun.sh", config, RANKS=2, HOSTS=hosts, SITE=site), 2, "mpiexec (MPICH)")
+
+
+@needs_mpi
+def test_open_mpi_hands_the_environment_on_to_other_hosts(tmp_path: Path) -> None:
+    """No other host is here: what mpirun is called with."""
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text('#!/bin/bash\n[ "$1" = --version ] && echo "mpirun (Open MPI) 5" || echo "$@"\n')
+    mpirun.chmod(0o755)
+    hosts, site = tmp_path / "hosts", tmp_path / "site.sh"
+    hosts.write_text("one slots=1\ntwo slots=1\n")
+    site.write_text("export NCCL_SOCKET_IFNAME=ib0 EDITOR=none\n")
+    done = start("mpirun.sh", "config.yaml", MPIRUN=mpirun, HOSTS=hosts, SITE=site)
+    assert done.returncode == 0, done.stderr
+    handed_on = {name for flag, name in itertools.pairwise(done.stdout.split()) if flag == "-x"}
+    assert {"OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME", "PATH", "MASTER_PORT"} <= handed_on
+    assert "EDITOR" not in handed_on
+
+
 @needs_mpi
 def test_a_host_file_of_pbs(config: Path) -> None:
     hosts = config.parent / "hosts"
@@ -79,14 +105,19 @@ def test_a_host_file_of_pbs(config: Path) -> None:
     assert yaml.safe_load((config.parent / "run" / "config.yaml").read_text())["seed"] == 3
 
 
-@pytest.mark.parametrize(("number", "requeued"), [("", True), ("TERM", False)])
+@pytest.mark.parametrize(
+    ("end", "requeued"), [("time", True), ("TERM", False), ("KILL", True), ("KILL for the last time", False)]
+)
 def test_pbs_queues_again_the_job_whose_time_is_over_and_not_the_one_that_was_deleted(
-    tmp_path: Path, number: str, requeued: bool
+    tmp_path: Path, end: str, requeued: bool
 ) -> None:
-    """PBS itself is not here: its qrerun, and ranks that save when told, are stood in for."""
+    """PBS itself is not here: its qrerun and qstat, and ranks that save when told, are stood in for."""
+    lost = end.startswith("KILL")
     stand_ins = {
         "qrerun": f'echo "$1" > {tmp_path}/requeued',
-        "mpiexec": f'trap "exit 75" USR1; touch {tmp_path}/started; while :; do sleep 0.1; done',
+        "qstat": "echo 'Job Id: 12.pbs\n    Resource_List.walltime = 00:00:04\n    run_count = 3'",
+        "mpiexec": f'trap "exit 75" USR1; touch {tmp_path}/started; echo "restarts $DPT_HPC_RESTARTS $*"\n'
+        + ("kill -9 $$" if lost else "while :; do sleep 0.1; done"),
     }
     for name, text in stand_ins.items():
         (tmp_path / name).write_text(f'#!/bin/bash\n[ "$1" = --version ] && exit\n{text}\n')
@@ -97,15 +128,21 @@ def test_pbs_queues_again_the_job_whose_time_is_over_and_not_the_one_that_was_de
         env=os.environ
         | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PBS_NODEFILE": str(tmp_path / "hosts")}
         | {"PBS_O_WORKDIR": str(ROOT), "PBS_JOBID": "12.pbs", "CONFIG": "none.yaml", "REQUEUE": "yes"}
-        | {"WALL_SECONDS": "600" if number else "2"},
-        stdout=subprocess.DEVNULL,
+        | {"PBS_ARRAY_INDEX": "4", "MAX_RESTARTS": "2" if "last" in end else "3"}
+        | ({"WALL_SECONDS": "600"} if end == "TERM" else {}),  # else two seconds, half of what qstat says
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    if number:
+    if end == "TERM":
         while not (tmp_path / "started").exists():
+            assert job.poll() is None, job.communicate()[0]
             time.sleep(0.05)
         time.sleep(0.2)
         job.terminate()
-    assert job.wait(60) == 75
+    told, _ = job.communicate(timeout=60)
+    assert job.returncode == (137 if lost else 75), told
+    assert "restarts 2 -n 1" in told
+    assert "--array 4" in told
     assert (tmp_path / "requeued").exists() is requeued
     if requeued:
         assert (tmp_path / "requeued").read_text() == "12.pbs\n"
@@ -118,8 +155,8 @@ def test_deepspeeds_runners_for_several_hosts(tmp_path: Path) -> None:
     done = start("deepspeed.sh", "config.yaml", HOSTS=hosts, LAUNCHER="slurm", DEEPSPEED="echo")
     assert done.returncode == 0, done.stderr
     assert "--module" not in done.stdout
-    program = Path(done.stdout.split()[-3])
-    assert done.stdout.split()[-2:] == ["config.yaml", "--resume"]
+    program = Path(done.stdout.split()[-5])
+    assert done.stdout.split()[-4:] == ["config.yaml", "--resume", "--set", "engine.world_size=4"]
     helped = subprocess.run(
         [sys.executable, program, "--help"], capture_output=True, text=True, check=False, cwd=tmp_path
     )

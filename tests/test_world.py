@@ -15,7 +15,7 @@ from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.launch import without_local_rank
 from dpt_hpc.train.interfaces import interface_towards, own_address_towards, reachable
 from dpt_hpc.train.ranks import Ranks
-from dpt_hpc.train.world import find_world, first_host
+from dpt_hpc.train.world import World, find_world, first_host, place_so_far
 
 TORCHRUN = {
     "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "node1", "MASTER_PORT": "1234",
@@ -97,6 +97,26 @@ def test_a_job_that_is_queued_again_does_not_meet_its_former_self() -> None:
 def test_srun_does_not_start_many_worlds_of_one(left: dict[str, str], sign: str) -> None:
     with pytest.raises(EnvironmentFault, match=rf"srun started 8 tasks, but .*=1\.\nEach of them.* Unset {sign}:"):
         find_world(SRUN | left)
+
+
+def test_mpirun_without_mpi4py_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    place = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
+    with pytest.raises(EnvironmentFault, match=r"by mpi4py, which cannot be imported: .*\nInstall it for the MPI"):
+        find_world(place)
+
+
+def test_the_place_of_a_rank_is_known_to_messages_before_the_ranks_have_met() -> None:
+    assert place_so_far(SRUN) == (3, 8)
+    assert place_so_far(SRUN | {"SLURM_PROCID": "three"}) == place_so_far({}) == (0, 1)
+    assert World(rank=3, node="n2").place == "rank 3 on n2"
+
+
+def test_a_launchers_ranks_do_not_outlive_it() -> None:
+    sources = [find_world(variables | {"MASTER_ADDR": "node1"}) for variables in RECORDED.values()]
+    assert [world.source for world in sources if not world.launched] == ["RANK and WORLD_SIZE, set by hand"]
+    assert find_world({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}).launched
+    assert not find_world({}).launched
 
 
 def test_the_limit_of_open_files_is_raised_or_told() -> None:

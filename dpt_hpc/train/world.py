@@ -213,11 +213,17 @@ def _rendezvous(
 
 
 def _rendezvous_over_mpi(world_size: int) -> tuple[str, int]:
-    import mpi4py
+    try:
+        import mpi4py
+    except ImportError as error:
+        raise _no_mpi4py(error) from None
 
     # At the end of a failed process, Finalize would wait for the other ranks: `leave_mpi` calls it where all went well.
     mpi4py.rc.finalize = False
-    from mpi4py import MPI
+    try:
+        from mpi4py import MPI
+    except ImportError as error:  # of the MPI library
+        raise _no_mpi4py(error) from None
 
     communicator = MPI.COMM_WORLD
     if communicator.Get_size() != world_size:
@@ -237,6 +243,13 @@ def _rendezvous_over_mpi(world_size: int) -> tuple[str, int]:
         return "127.0.0.1", port
     known = all(communicator.allgather(resolves(host)))
     return (host if known or not addresses else addresses[0]), port
+
+
+def _no_mpi4py(error: ImportError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"mpirun's ranks find each other by mpi4py, which cannot be imported: {' '.join(str(error).split())}.\n"
+        "Install it for the MPI of mpirun, or set MASTER_ADDR and MASTER_PORT to rank 0's host and a free port."
+    )
 
 
 def first_host(nodelist: str) -> str:
