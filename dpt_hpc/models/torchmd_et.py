@@ -25,6 +25,7 @@ from dpt_hpc.models.initial_weights import xavier
 from dpt_hpc.models.options import NetworkOptions
 from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.readout import read_out
+from dpt_hpc.models.vector_norm import VectorLayerNorm
 from dpt_hpc.ops import RadiusGraph, radial_messages
 
 
@@ -43,6 +44,7 @@ class TorchMDETOptions(NetworkOptions):
     radial: how many radial functions, whose means and widths are trained
     readout_hidden: width of the read-out
     readout_layers: hidden layers of the read-out
+    vector_norm: whitened: a LayerNorm of the vectors too, before a head reads them (the energy does not); null: none
     pooling: sum or mean of the atoms of a structure
     filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
     table_knots: intervals of that table
@@ -60,6 +62,7 @@ class TorchMDETOptions(NetworkOptions):
     radial: int = 50
     readout_hidden: int = 128
     readout_layers: int = 2
+    vector_norm: Literal["whitened"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,6 +165,7 @@ class TorchMDET(EnergyModel):
         self.neighbors = NeighborEmbedding(options)
         self.layers = nn.ModuleList(Attention(options) for _ in range(options.layers))
         self.norm = nn.LayerNorm(options.hidden)
+        self.vector_norm = None if options.vector_norm is None else VectorLayerNorm(options.hidden)
         widths = [options.hidden] + [options.readout_hidden] * options.readout_layers
         self.readout = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(widths[-1], 1)
@@ -188,4 +192,6 @@ class TorchMDET(EnergyModel):
             dx, more = layer(x, vectors, edges, graph, vectors_are_read=read)
             x = x + dx
             vectors = more if vectors is None or more is None else vectors + more
+        if vectors_are_read and vectors is not None and self.vector_norm is not None:
+            vectors = self.vector_norm(vectors)
         return NodeFeatures(self.norm(x), vectors)

@@ -28,8 +28,9 @@ from dpt_hpc.train.run import Run, finished_to
 from dpt_hpc.train.run_dir import claim_run_dir
 from dpt_hpc.train.transfer import freeze, weights_in
 
-NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_images")
-"""Options of a network that may differ from those it was pre-trained with: they change no tensor."""
+NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_images", "vector_norm")
+"""Options of a network that may differ from those it was pre-trained with: they change no tensor that its energy
+reads."""
 
 
 def finetune(
