@@ -9,7 +9,7 @@ EPSILON = 1e-5
 """Added to the variances, as LayerNorm does for scalars."""
 
 ITERATIONS = 16
-"""Newton-Schulz steps: a variance of 1e-4 of their sum becomes 1, one of 1e-5 becomes 0.93, one of 1e-6 becomes 0.25."""
+"""Newton-Schulz steps: a variance of 1e-4 of their sum becomes 1, one of 1e-5 0.93, one of 1e-6 0.25."""
 
 
 class VectorLayerNorm(nn.Module):
