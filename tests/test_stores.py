@@ -209,6 +209,29 @@ def test_an_error_that_is_not_ours_is_told_on_the_ranks_that_would_wait_for_it()
     assert isinstance(second, MemoryError)
 
 
+def test_the_ranks_of_a_node_keep_one_index_of_the_structures(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Dataset.open(small)
+
+    def work(node: ThreadRank) -> tuple[np.ndarray, ...]:
+        dataset = Dataset.open(small, node=node)
+        return dataset.atom_ptr, dataset.edge_estimate, shared_memory.kept_once(np.arange(7), node)
+
+    for shared in (True, False):
+        if not shared:  # each rank then has its own, whole
+            monkeypatch.setattr(shared_memory, "SHARED", Path("/nowhere"))
+        one, other = on_ranks(2, work)
+        assert isinstance(one, tuple)
+        assert isinstance(other, tuple)
+        for mine, theirs, expected in zip(one, other, (alone.atom_ptr, alone.edge_estimate, np.arange(7)), strict=True):
+            np.testing.assert_array_equal(mine, expected)
+            np.testing.assert_array_equal(theirs, expected)
+            with pytest.raises(ValueError, match="read-only"):
+                alone.atom_ptr[0] = 1
+            mine.flags.writeable = True
+            mine[3] = -5
+            assert (theirs[3] == -5) == shared
+
+
 def test_all_ranks_divide_the_hashing_and_every_node_looks_at_every_file(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from dpt_hpc.data.group import ALONE, Group, agree
 from dpt_hpc.data.joining import join_units, refuse_shared_ids, refuse_twins
 from dpt_hpc.data.manifest import COPY_AGAIN, Manifest, verify_shard
 from dpt_hpc.data.shard_file import ShardFiles
+from dpt_hpc.data.shared_memory import shared_or_own
 from dpt_hpc.data.staging import stage_shards
 from dpt_hpc.data.tables import Indices, Layout, Tables
 from dpt_hpc.errors import DataError
@@ -31,10 +32,11 @@ SLICE_ATOMS = 1 << 18
 class Dataset:
     """One or several dataset directories, read as one sequence of structures.
 
-    atom_ptr (S+1,) int64 · edge_estimate (S,) int64: kept in memory, 16 bytes a structure, and nothing else. Read from
-    disk when they are asked for, and not kept: groups, structure_ids (S,) str · has_energy, has_forces, has_stress (S,)
-    bool. num_atoms (S,) int64 · elements: sorted atomic numbers · labels: of energy, forces, stress,
-    those that some structure has · property_names, property_units · manifests, one per path.
+    atom_ptr (S+1,) int64 · edge_estimate (S,) int64: kept in memory, 16 bytes a structure, once for the ranks of a node
+    where /dev/shm has room, and nothing else. Read from disk when they are asked for, and not kept: groups,
+    structure_ids (S,) str · has_energy, has_forces, has_stress (S,) bool. num_atoms (S,) int64 · elements: sorted
+    atomic numbers · labels: of energy, forces, stress, those that some structure has · property_names,
+    property_units · manifests, one per path.
     """
 
     def __init__(self, directories: Sequence[Path], manifests: Sequence[Manifest], node: Group = ALONE) -> None:
@@ -48,14 +50,20 @@ class Dataset:
         self.labels = tuple(name for name in LABELS if any(m.statistics["labels"].get(name) for m in manifests))
         symbols = {symbol for m in manifests for symbol in m.statistics["elements"]}
         self.elements = sorted(SYMBOLS.index(symbol) for symbol in symbols)
-        self.atom_ptr = np.zeros(int(self.first_structure[-1]) + 1, dtype=np.int64)
-        self.edge_estimate = np.zeros(len(self), dtype=np.int64)
-        mine = range(node.rank, len(shards), node.size)
-        for heads in node.all_gather(agree(node, lambda: {shard: self._head(shard) for shard in mine})):
-            for shard, (atom_ptr, estimate) in heads.items():
+        held, shared = shared_or_own(8 * (2 * len(self) + 1), node, f"the index of {len(self)} structures")
+        index = held.view(np.int64)
+        self.atom_ptr, self.edge_estimate = index[: len(self) + 1], index[len(self) + 1 :]
+
+        def read_heads() -> None:
+            for shard in range(node.rank, len(shards), node.size) if shared else range(len(shards)):
+                atom_ptr, estimate = self._head(shard)
                 start, stop = self.first_structure[shard : shard + 2].tolist()
                 self.atom_ptr[start : stop + 1] = atom_ptr + self.first_atom[shard]
                 self.edge_estimate[start:stop] = estimate
+
+        agree(node, read_heads)
+        for kept in (self.atom_ptr, self.edge_estimate):
+            kept.flags.writeable = False
 
     @classmethod
     def open(

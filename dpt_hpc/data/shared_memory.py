@@ -11,12 +11,15 @@ import os
 import resource
 import uuid
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpt_hpc.data.group import Group, agree
 from dpt_hpc.errors import EnvironmentFault
+
+Number = TypeVar("Number", bound=np.generic)
 
 SHARED = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
@@ -43,6 +46,27 @@ def shared_bytes(size: int, node: Group, purpose: str) -> NDArray[np.uint8]:
     agree(node, lambda: _allocate(mapped, size, purpose) if node.rank == 0 else None)
     os.close(mapped.file)
     return np.frombuffer(mapped.memory, dtype=np.uint8, count=size)
+
+
+def shared_or_own(size: int, node: Group, purpose: str) -> tuple[NDArray[np.uint8], bool]:
+    """`size` bytes of zeros, and whether all ranks of `node` have the same ones; else each has its own."""
+    try:
+        return shared_bytes(size, node, purpose), node.size > 1
+    except EnvironmentFault:  # on all of them: for what is small beside the dataset there is another way
+        return np.zeros(size, dtype=np.uint8), False
+
+
+def kept_once(values: NDArray[Number], node: Group) -> NDArray[Number]:
+    """`values`, which every rank of `node` has, in memory that they share, if they can; not to be written to."""
+    held, shared = shared_or_own(values.nbytes, node, f"{len(values)} numbers")
+    if not shared:
+        return values
+    once = held.view(values.dtype).reshape(values.shape)
+    if node.rank == 0:
+        once[...] = values
+    node.all_gather(None)  # nobody reads before it is there
+    once.flags.writeable = False
+    return once
 
 
 OTHER_STORE = "Set data.store=disk (or auto), take more nodes with data.store=cluster, or ask for more memory."

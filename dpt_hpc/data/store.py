@@ -50,7 +50,11 @@ class Store(ABC):
 
 
 class DiskStore(Store):
-    """Keeps nothing: memory does not grow with the dataset (but for 16 bytes a structure)."""
+    """Keeps nothing: two windows of each rank, and up to 20 MB of chunks of four open shards, whatever the dataset.
+
+    What a run knows of every structure is 32 bytes, once on each node: where its atoms begin and its edges estimated
+    (`Dataset`), its place in the split, its edges counted.
+    """
 
     kind = "disk"
 

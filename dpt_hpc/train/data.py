@@ -14,6 +14,7 @@ from dpt_hpc.data.group import agree
 from dpt_hpc.data.leaks import read_exclusion
 from dpt_hpc.data.loader import Loader, Step, in_windows, parts_in_windows
 from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.shared_memory import kept_once
 from dpt_hpc.data.split import Split
 from dpt_hpc.data.store import Store
 from dpt_hpc.data.store_choice import open_store
@@ -79,7 +80,7 @@ def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOpti
         return make_split(dataset, options.split, objective, seed, options.path, excluded)
 
     split: Split = ranks.broadcast(agree(ranks, lambda: made() if ranks.rank == 0 else None))
-    return split
+    return Split(*(kept_once(part, ranks.node) for part in (split.train, split.validation, split.test)))
 
 
 def store_for(dataset: Dataset, options: DataOptions, dtype: torch.dtype, target: str | None, ranks: Ranks) -> Store:

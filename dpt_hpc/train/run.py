@@ -14,6 +14,7 @@ import yaml
 
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.shared_memory import kept_once
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.models import Scaling, set_precision
@@ -136,9 +137,11 @@ class Run:
         data = replace(data, device=engine.device)
         edges = dataset.edge_estimate
         if needs_counts(config, self.ranks):
-            self.counts = count_edges(model, data, self.ranks, self.run_dir)
+            counts = count_edges(model, data, self.ranks, self.run_dir)
+            self.counts = counts if self.ranks.rank == 0 else None
             edges = edges.copy()
-            edges[split.train] = self.counts.edges
+            edges[split.train] = counts.edges
+            edges = kept_once(edges, self.ranks.node)
         trainer = Trainer(engine, data, config, self.seed, self.run_dir, card, edges)
         if self.restored is not None:
             trainer.resume(self.restored)
