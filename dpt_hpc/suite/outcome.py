@@ -141,13 +141,15 @@ def _result(cell: FinetuneCell, column: Column) -> Result | None:
     errors = {int(seed): float(error) for seed, error in facts["test_mae"].items()}
     paper = _paper(cell, column)
     notes = tuple(f"run with other options than configured: {option}" for option in facts["other_options"])
+    if cell.config.data.split.matbench is not None:
+        notes += ("Matbench's official folds; the mean is over the folds' errors, as Matbench has it",)
     return Result(errors, len(cell.config.seeds), paper and paper[0], paper and paper[1], notes)
 
 
 def _paper(cell: FinetuneCell, column: Column) -> tuple[float, int] | None:
     """The paper's error for this cell and its table, where the structures are the paper's and the split is random."""
     reference = look_up(cell.dataset, cell.config.model.name, cell.pooling)
-    if reference is None or column.structures is None:
+    if reference is None or column.structures is None or cell.config.data.split.matbench is not None:
         return None
     if not same_size(column.structures, reference.dataset) or not same_unit(column.unit, reference.dataset):
         return None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from dpt_hpc.data.folds import FOLDS
 from dpt_hpc.models import CGCNNOptions, ModelOptions
 from dpt_hpc.train.compat import Compat, check_preset, filled
 from dpt_hpc.train.deepspeed_options import ZERO_3
@@ -23,10 +24,14 @@ class SplitOptions(Options):
     """group keeps all structures of one material in one part; structure is the paper's random split."""
     seed: int | None = None
     """null: the seed of the run."""
-
     train_fraction: float = Field(1.0, gt=0, le=1)
     """How much of the training part is learnt from; the other parts stay. Of the same seed a smaller part lies within a
     larger one, and with by=group no material is parted: for studies of the amount of data."""
+    matbench: str | None = None
+    """A file of Matbench's official folds: the seeds 0 to 4 are then its folds, each of which tests its own fifth. The
+    rest is parted into training and validation by the seed, in the ratio of the two."""
+    matbench_task: str | None = None
+    """Which of the file's tasks, such as matbench_jdft2d; null: the only one with as many structures as the dataset."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> SplitOptions:
@@ -313,6 +318,14 @@ class FinetuneConfig(RunConfig):
     """Begin from the best of the run's first so many epochs: what so short a run would have exported. Its checkpoint
     must have been kept (checkpoint.keep_every_epochs=1)."""
     transfer: TransferOptions = TransferOptions()
+
+    @model_validator(mode="after")
+    def _has_the_folds(self) -> FinetuneConfig:
+        if self.data.split.matbench is not None and max(self.seeds) >= FOLDS:
+            raise ValueError(
+                f"seeds are {list(self.seeds)}, but data.split.matbench makes them its folds: expected some of 0 to 4"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_it_transfers(self) -> FinetuneConfig:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpt_hpc.data.folds import check_order, matbench_fold
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Indices, Split, split_dataset, thin
 from dpt_hpc.errors import DataError
@@ -35,13 +36,30 @@ def make_split(
         usable = np.flatnonzero(~np.isnan(target_values(dataset, objective.target)))
     usable = np.setdiff1d(usable, excluded, assume_unique=True)
     labels = dataset.group_codes if options.by == "group" else places_as_text(len(dataset))
-    fractions = (options.train, options.validation, options.test)
-    split = split_dataset(labels[usable], fractions, seed if options.seed is None else options.seed)
-    train = thin(labels[usable], split.train, options.train_fraction, seed if options.seed is None else options.seed)
-    split = Split(usable[train], usable[split.validation], usable[split.test], excluded)
+    drawn = seed if options.seed is None else options.seed
+    fractions, test = (options.train, options.validation, options.test), None
+    if options.matbench is not None:
+        usable, test = _matbench(dataset, options, usable, seed)
+        both = options.train + options.validation
+        fractions = (options.train / both, options.validation / both, 0.0)
+    split = split_dataset(labels[usable], fractions, drawn)
+    train = thin(labels[usable], split.train, options.train_fraction, drawn)
+    split = Split(usable[train], usable[split.validation], usable[split.test] if test is None else test, excluded)
     if isinstance(objective, LabelOptions):
         _check_labels(dataset, objective, split, paths)
     return split
+
+
+def _matbench(dataset: Dataset, options: SplitOptions, usable: Indices, fold: int) -> tuple[Indices, Indices]:
+    """What of `usable` is learnt from in an official fold, and its test part, which must be whole."""
+    check_order(dataset.ids(np.arange(len(dataset))))
+    learnt, test = matbench_fold(str(options.matbench), options.matbench_task, len(dataset), fold)
+    if missing := len(np.setdiff1d(test, usable)):
+        raise DataError(
+            f"data.split.matbench: {missing} structures of the test part of fold {fold} have no target, or are "
+            "excluded.\nAn official fold is tested whole: leave out data.exclude, or ingest the targets."
+        )
+    return np.intersect1d(learnt, usable), test
 
 
 def places_as_text(count: int) -> NDArray[np.int64]:
