@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -57,7 +57,8 @@ def serving(files: dict[str, bytes], **behaviour: object) -> Iterator[Served]:
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             stop = start + served.cuts.pop(0) if served.cuts else len(content)
-            self.wfile.write(content[start:stop])
+            with suppress(ConnectionError):  # a client that does not want this answer hangs up
+                self.wfile.write(content[start:stop])
 
         def log_message(self, *_: object) -> None:
             pass

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crystals import crystals, write_extxyz
 from rich.console import Console
 
+from dpt_hpc.cli import run_command_line
 from dpt_hpc.data.ingest import IngestOptions, ingest
 from dpt_hpc.data.inspect import bars, inspect_dataset, render_summary
 from dpt_hpc.data.shards import Dataset
@@ -87,3 +89,13 @@ def test_bars_show_what_is_not_empty() -> None:
 def test_a_damaged_dataset_is_not_summarised(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such directory"):
         inspect_dataset(tmp_path / "none")
+
+
+def test_licence_and_citation_stated_at_ingest_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = write_extxyz(tmp_path, crystals())
+    stated = ["--licence", "CC BY 4.0", "--citation", "Somebody (2026)", "--no-check"]
+    run_command_line(["ingest", str(sample), "--out", str(tmp_path / "out"), *stated])
+    capsys.readouterr()
+    run_command_line(["inspect", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "licence: CC BY 4.0\ncite: Somebody (2026)\n" in shown

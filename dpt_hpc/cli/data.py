@@ -40,6 +40,8 @@ def ingest(
     check: Annotated[bool, typer.Option(help="Compare units and signs of the labels with each other.")] = True,
     dtype: Annotated[str, typer.Option(help="Of positions, forces, stress: float64 or float32.")] = "float64",
     compression: Annotated[str | None, typer.Option(help="gzip or lzf; none reads fastest.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the data, for the cards of models trained on it.")] = None,
+    citation: Annotated[str | None, typer.Option(help="What whoever uses the data should cite.")] = None,
 ) -> None:
     """Read structure files, check their labels, units and signs, and write a dataset of HDF5 shards."""
     from dpt_hpc.data.ingest import IngestOptions
@@ -74,7 +76,8 @@ def ingest(
         dtype=one_of("--dtype", dtype, ("float64", "float32")),
         compression=one_of("--compression", compression, (None, "gzip", "lzf")),
     )
-    for line in run(sources, out, options).lines():
+    origin = {name: text for name, text in (("licence", licence), ("citation", citation)) if text}
+    for line in run(sources, out, options, origin=origin).lines():
         console.print(line, markup=False, soft_wrap=True)
 
 

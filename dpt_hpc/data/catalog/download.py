@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pooch
 import requests
@@ -133,8 +134,9 @@ class Transfer:
                     "Take the file from a --mirror DIR."
                 )
             self._keep(answer.headers.get("ETag"))
-            with self.part.open("r+b" if start else "wb") as stream:
-                stream.seek(start)
+            with self.part.open("ab") as stream:
+                _lock(stream, self.part)
+                stream.truncate(start)
                 for block in answer.iter_content(BLOCK):
                     stream.write(block)
                     if self.progress is not None:
@@ -145,6 +147,17 @@ class Transfer:
             self.tag.unlink(missing_ok=True)
         else:
             self.tag.write_text(tag)
+
+
+def _lock(stream: IO[bytes], part: Path) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise EnvironmentFault(
+            f"{part}: another process downloads this file.\nWait for it, or name another directory with --out."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def _room(file: RawFile, folder: Path) -> None:
