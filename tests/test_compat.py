@@ -74,6 +74,7 @@ def test_fine_tuning_has_presets_too() -> None:
             ["model.gaussian_width=0.1", "training.ema_decay=0.9"],
             r"training\.ema_decay=null, but .*=0\.9 is given; .*gaussian_width=0\.05, but .*=0\.1 is given",
         ),
+        (["model.envelope=cosine"], r"it sets model\.envelope=null, but model\.envelope=cosine is given"),
         (["objective.noise_scale=0.2"], r"objective\.noise_scale=0\.1, but objective\.noise_scale=0\.2 is given"),
         (
             ["objective={kind: mixed}"],

@@ -25,8 +25,8 @@ ANY_RUN = {
 
 NETWORKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cgcnn": {
-        "paper-experiments": {"model.max_images": 1, "model.gaussian_width": 0.05},
-        "paper-release": {"model.max_images": 2, "model.gaussian_width": 0.2},
+        "paper-experiments": {"model.max_images": 1, "model.gaussian_width": 0.05, "model.envelope": None},
+        "paper-release": {"model.max_images": 2, "model.gaussian_width": 0.2, "model.envelope": None},
     },
     "torchmd_et": {
         "paper-experiments": {"model.max_images": 1},
