@@ -11,10 +11,11 @@ from dpt_hpc.cli import run_command_line
 def main() -> None:
     """Run the verb that the config names (pretrain or finetune) on every rank: `dpt-hpc run CONFIG [--set K=V]`.
 
-    Also `python -m dpt_hpc.launch doctor ...` and `bench ...`, which are for many ranks too.
+    Also `python -m dpt_hpc.launch doctor ...` and `bench ...`, which are for many ranks too, and `suite ...`, of which
+    every rank is a worker of its own.
     """
     words = without_local_rank(sys.argv[1:])
-    run_command_line(words if words[:1] in (["doctor"], ["bench"]) else ["run", *words])
+    run_command_line(words if words[:1] in (["doctor"], ["bench"], ["suite"]) else ["run", *words])
 
 
 def without_local_rank(arguments: Sequence[str]) -> list[str]:

@@ -211,7 +211,10 @@ def test_two_workers_share_the_cells_and_take_up_that_of_a_killed_one(small_data
     lost.send_signal(signal.SIGKILL)
     lost.wait()
     assert not (first / "results.json").exists()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+    # As a rank of srun: it is a worker of its own, whatever the size of its step.
+    rank = environment | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}
+    command[2] = "dpt_hpc.launch"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=rank) as other:
         while "== " not in (line := other.stdout.readline()):  # type: ignore[union-attr]
             assert other.poll() is None
         mine: list[str] = []
@@ -224,6 +227,7 @@ def test_two_workers_share_the_cells_and_take_up_that_of_a_killed_one(small_data
     assert mine
     assert f"== {first}: goes on" in theirs
     found = facts(plan)
+    assert {facts["world_size"] for facts in found.values()} == {1}
     assert [run for run in RUNS if "resumed" in found[run]] == ["cgcnn/add/baseline/small/seed_0"]
     assert all(len(json.loads((cell.path / "results.json").read_text())["test_mae"]) == 2 for cell in plan.cells)
     assert (plan.run_dir / "tables" / "tables.md").exists()
