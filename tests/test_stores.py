@@ -380,6 +380,22 @@ def test_the_cluster_store_without_mpi_is_refused_with_the_reason(small: Path) -
     assert "its own launcher did not start this rank" in done.stdout or "cannot be loaded" in done.stdout
 
 
+def test_many_ranks_that_read_from_disk_are_told_what_it_costs(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = Dataset.open(small)
+
+    def opened(size: int) -> str:
+        everyone = ThreadRank(0, [None] * size, threading.Barrier(1))
+        layout = dataset.layout(torch.float32, None)
+        open_store(dataset, layout, "disk", 0.5, everyone=everyone, node=ALONE, node_rank=0)
+        return capsys.readouterr().err
+
+    assert opened(63) == ""
+    assert (
+        "data.store is disk, with 64 ranks: each reads its part of a window almost structure by structure.\nTake"
+        in (opened(64))
+    )
+
+
 def test_no_rank_starts_mpi_before_all_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """MPI_Init would wait for the one that has refused."""
     here = threading.local()

@@ -14,6 +14,9 @@ from dpt_hpc.data.store_node import NodeStore, size_of
 from dpt_hpc.data.tables import Layout
 from dpt_hpc.errors import EnvironmentFault
 
+MANY_RANKS = 64
+"""Among so many, a read of the store `disk` brings 1.6 structures (train/config.py)."""
+
 StoreKind = Literal["auto", "disk", "node", "cluster"]
 
 
@@ -40,11 +43,17 @@ def open_store(
         except EnvironmentFault as fault:  # on all ranks
             if everyone.rank == 0:
                 print(f"warning: data.store is auto, and reads from disk: {fault}", file=sys.stderr)
-            return DiskStore(dataset, layout)
+            kind = "disk"
     if kind == "cluster":
         return ClusterStore(dataset, layout, everyone, node, node_rank)
     if kind == "node":
         return agree(everyone, lambda: NodeStore(dataset, layout, node))
+    if everyone.rank == 0 and everyone.size >= MANY_RANKS:
+        print(
+            f"warning: data.store is disk, with {everyone.size} ranks: each reads almost structure by "
+            "structure.\nTake enough nodes for data.store=cluster (or node), or set data.stage to their own disks.",
+            file=sys.stderr,
+        )
     return DiskStore(dataset, layout)
 
 
