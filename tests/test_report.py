@@ -290,6 +290,19 @@ def test_an_evaluation_is_shown(tmp_path: Path) -> None:
     assert "0.123" in page.text
 
 
+def test_an_evaluation_of_a_mixed_network_shows_both_halves(tmp_path: Path) -> None:
+    """It has no config: what it predicted says what it is."""
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    errors = {"forces_mae": 0.123, "noise_mae": 0.0456}
+    content = {"task": "evaluate", "checkpoint": "runs/a", "data": ["data/x"], "test": errors}
+    (folder / "results.json").write_text(json.dumps(content))
+    np.savez(folder / "predictions_test.npz", **predictions("mixed"))
+    page = report(tmp_path, folder)
+    for text in ("0.123", "0.0456", "force components", "displacement components"):
+        assert text in page.text.replace("\u00a0", " "), text
+
+
 def test_missing_predictions_are_said_to_be_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", DERIVATIVES)
     (run / "predictions_test.npz").unlink()

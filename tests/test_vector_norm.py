@@ -88,6 +88,8 @@ def test_the_transformers_head_reads_whitened_vectors_and_its_energy_does_not() 
 def test_it_is_off_in_the_papers_transformer_and_another_norm_is_refused() -> None:
     path = configs() / "pretrain" / "torchmd_et_1_1_1.yaml"
     assert TorchMDETOptions().vector_norm is None
+    head = load_config(configs() / "pretrain" / "torchmd_et_denoise_head.yaml", PretrainConfig)
+    assert head.model == TorchMDETOptions(vector_norm="whitened")
     assert load_config(path, PretrainConfig, ["model.vector_norm=whitened"]).model == TorchMDETOptions(
         vector_norm="whitened"
     )

@@ -75,9 +75,9 @@ class Run:
     @property
     def kind(self) -> str:
         """derivatives, derivative_denoising, head_denoising, mixed or property."""
-        labels = {"derivative_denoising": "noise", "property": "target"}
+        labels = {"mixed": ("noise", "energy"), "derivative_denoising": ("noise",), "property": ("target",)}
         arrays = self.predictions.arrays if self.predictions else {}
-        found = [kind for kind, label in labels.items() if f"{label}_true" in arrays]
+        found = [kind for kind, own in labels.items() if all(f"{label}_true" in arrays for label in own)]
         default = "property" if self.task == "finetune" else (found or ["derivatives"])[0]
         return str(self.objective.get("kind", default))
 
