@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,10 @@ def write_tables(tables: Sequence[Table], out: Path, *, header: str) -> list[Pat
         "tables.csv": _csv(tables),
         "tables.json": json.dumps([_table(table) for table in tables], indent=1, ensure_ascii=False) + "\n",
     }
-    for name, content in contents.items():
-        (out / name).write_text(content, encoding="utf-8")
+    for name, content in contents.items():  # by every worker of a suite, when it finds nothing left to do
+        temporary = out / f".{name}.{platform.node()}.{os.getpid()}"
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, out / name)
     return [out / name for name in contents]
 
 
