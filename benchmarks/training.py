@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +10,14 @@ from crystals import labelled
 from plain_models import PlainCGConv, PlainET
 from torch.nn import functional
 
-from dpt_hpc.models import CGCNN, CGCNNOptions, EnergyModel, TorchMDET, TorchMDETOptions, predict
+from dpt_hpc.models import CGCNN, NETWORKS, EnergyModel, TorchMDET, build_model, model_options, predict
 from dpt_hpc.models.derivatives import build_graph
 from dpt_hpc.structure import Batch, Structure
 
 MODELS = ("cgcnn", "torchmd_et")
+"""The paper's networks."""
+OTHERS = tuple(options.name for options, _ in NETWORKS if options.name not in MODELS)
+"""Networks that are measured on request, beside the plain twins of our ops, and of which no limit is known."""
 IMPLEMENTATIONS = ("plain", "reference", "pyg", "exact", "table")
 NATIVE = ("exact", "table")
 
@@ -28,23 +30,26 @@ def build(model: str, implementation: str) -> EnergyModel:
     table: the fused kernels, filters interpolated on 512 intervals.
     """
     torch.manual_seed(0)
-    options: Any = CGCNNOptions() if model == "cgcnn" else TorchMDETOptions()
-    options = replace(
-        options,
-        filters="table" if implementation == "table" else "exact",
-        backend="native" if implementation in NATIVE else "pyg" if implementation == "pyg" else "reference",
+    options: Any = model_options(
+        {
+            "name": model,
+            "filters": "table" if implementation == "table" else "exact",
+            "backend": "native" if implementation in NATIVE else "pyg" if implementation == "pyg" else "reference",
+        }
     )
-    network: EnergyModel = CGCNN(options) if model == "cgcnn" else TorchMDET(options)
+    network = build_model(options).network
     if implementation == "plain" and isinstance(network, CGCNN):
         for convolution in network.convolutions:
             convolution.__class__ = PlainCGConv
-    elif implementation == "plain":
+    elif implementation == "plain" and isinstance(network, TorchMDET):
         network = PlainET(
             dict(network.state_dict()),
             heads=options.heads,
             cutoff=options.cutoff,
             max_neighbors=options.max_neighbors,
         )
+    elif implementation == "plain":
+        raise ValueError(f"{model} has no implementation 'plain', expected one of {', '.join(IMPLEMENTATIONS[1:])}")
     return network.train()
 
 
