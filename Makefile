@@ -14,7 +14,7 @@ CUDA_TORCH ?= torch==2.14.1
 # Where `make quickstart` writes.
 OUT ?= runs/quickstart
 
-# The quickstart and the tests are small: more threads gain nothing, and on a shared machine they wait for each other.
+# The quickstart and the tests are small: more threads gain nothing, and wait for each other where others work, too.
 export OMP_NUM_THREADS ?= 1
 
 # Tests that run at a time, each on one core.

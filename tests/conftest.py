@@ -19,7 +19,7 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.quickstart import PACKAGE
 
-# The tests are small: more threads gain nothing, and on a shared machine they wait for each other.
+# The tests are small: more threads gain nothing, and wait for each other where others work, too.
 torch.set_num_threads(1)
 
 

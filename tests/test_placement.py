@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,29 +14,51 @@ from small_runs import Options, of_steps, run
 
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.deepspeed_options import read_deepspeed_options, stale_build_locks
-from dpt_hpc.train.placement import crowded_cores, share_of_cores, shared_gpus
+from dpt_hpc.train.placement import crowded_cores, divide_cores, shared_gpus
 
 ZERO = Path(__file__).resolve().parent.parent / "configs" / "deepspeed"
 
 
 def test_unbound_ranks_divide_the_cores() -> None:
     cores = [0, 4, 1, 5, 2, 6, 3, 7]  # two logical ones of a physical one side by side
-    shares = [share_of_cores([cores] * 3, rank) for rank in range(3)]
-    assert shares == [[0, 4], [1, 5, 2], [6, 3, 7]]
-    assert share_of_cores([cores] * 4, 3) == [3, 7]
+    assert divide_cores([cores] * 3) == [[0, 4], [1, 5, 2], [6, 3, 7]]
+    assert divide_cores([cores] * 4)[3] == [3, 7]
 
 
 def test_ranks_that_the_launcher_has_bound_stay_where_they_are() -> None:
-    assert share_of_cores([[0, 1], [2, 3]], 1) is None
-    assert share_of_cores([[0, 1, 2, 3]], 0) is None
+    assert divide_cores([[0, 1], [2, 3]]) == [[0, 1], [2, 3]]
+    assert divide_cores([[0, 1, 2, 3]]) == [[0, 1, 2, 3]]
+
+
+def test_ranks_that_share_a_socket_or_have_a_set_within_a_set_divide_it() -> None:
+    sockets = [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
+    assert divide_cores(sockets) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert divide_cores([[0, 1, 2, 3], [0, 1], [0, 1, 2, 3]]) == [[2], [0, 1], [3]]
 
 
 def test_ranks_without_a_core_each_are_told() -> None:
-    assert crowded_cores([[0], [1]], "n1") is None
-    message = crowded_cores([[2]] * 4, "n1")
+    assert crowded_cores(divide_cores([[0], [1]]), [[0], [1]], "n1") is None
+    allowed = [[2]] * 4
+    message = crowded_cores(divide_cores(allowed), allowed, "n1")
     assert message is not None
-    assert message.startswith("the 4 ranks of node n1 may run on 1 core(s) only (2)")
+    assert message.startswith("4 of the 4 ranks of node n1 may run on 1 core(s) only (2)")
     assert "--cpus-per-task" in message
+    allowed = [[0], [0], [1, 2, 3]]  # more cores than ranks in all
+    message = crowded_cores(divide_cores(allowed), allowed, "n1")
+    assert message is not None
+    assert message.startswith("2 of the 3 ranks of node n1 may run on 1 core(s) only (0)")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: nothing to bind to")
+def test_threads_that_are_there_already_are_bound_too() -> None:
+    program = (
+        "import os, torch; from pathlib import Path; from dpt_hpc.train.placement import bind\n"
+        "torch.set_num_threads(2); torch.ones(600, 600) @ torch.ones(600, 600)\n"
+        "core = max(os.sched_getaffinity(0)); bind([core])\n"
+        "threads = [int(thread.name) for thread in Path('/proc/self/task').iterdir()]\n"
+        "assert len(threads) > 1 and all(os.sched_getaffinity(thread) == {core} for thread in threads)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True)
 
 
 def test_two_ranks_on_one_gpu_are_refused() -> None:
@@ -60,6 +84,7 @@ def test_the_files_that_ship_are_read(stage: int) -> None:
         ({"zero_optimization": {"stage": 2}}, "says ZeRO stage 2, but engine.zero_stage is 1"),
         ({"zero_optimization": {"offload_optimizer": {}}}, "zero_optimization.offload_optimizer: nothing is offloaded"),
         ({"zero_optimization": {"compute_grad_norm": False}}, "compute_grad_norm is false, but the gradient's norm"),
+        ({"communication_data_type": "fp16"}, "communication_data_type is fp16, but gradients are summed in fp32"),
         ({"bf16": {"enabled": True}}, "bf16 is decided by training.precision"),
         ({"train_batch_size": 8}, "train_batch_size is decided by training.batch_size"),
         ({"zero_optimisation": {}}, "zero_optimisation: unknown here; did you mean zero_optimization?"),

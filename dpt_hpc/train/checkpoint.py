@@ -30,6 +30,7 @@ from torch import Tensor
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import EnergyModel, build_model
 from dpt_hpc.train.card import ModelCard
+from dpt_hpc.train.durable import fsync
 
 WEIGHTS = "model.safetensors"
 CARD = "model.yaml"
@@ -236,15 +237,6 @@ def _damaged(file: Path, error: SafetensorError) -> DataError:
     return DataError(
         f"{file}: not a whole safetensors file: {error}.\nExport the model again, or get it again from where it came."
     )
-
-
-def fsync(path: Path) -> None:
-    """See a file, or the entries of a directory, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, content: bytes) -> None:

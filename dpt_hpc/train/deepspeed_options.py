@@ -35,7 +35,7 @@ ALLOWED = (
 )  # fmt: skip
 
 SECONDS_OF_A_BUILD = 900.0
-"""DeepSpeed's longest build takes seven minutes here; an older lock has nobody behind it."""
+"""DeepSpeed's builds take minutes; an older lock has nobody behind it."""
 
 
 def read_deepspeed_options(path: str | None, zero_stage: int) -> dict[str, Any]:
@@ -81,6 +81,11 @@ def read_deepspeed_options(path: str | None, zero_stage: int) -> dict[str, Any]:
         raise ConfigError(
             f"engine.deepspeed: {path}: zero_optimization.compute_grad_norm is false, but the gradient's norm tells a"
             " step that is not finite, which must be skipped.\nTake it out of the file."
+        )
+    if (dtype := content.get("communication_data_type", "fp32")) not in ("fp32", None):
+        raise ConfigError(
+            f"engine.deepspeed: {path}: communication_data_type is {dtype}, but gradients are summed in fp32: any"
+            " number of ranks gives the same weights.\nTake it out of the file."
         )
     return {**content, "zero_optimization": zero}
 

@@ -28,7 +28,7 @@ from dpt_hpc.train.deepspeed_options import read_deepspeed_options, stale_build_
 from dpt_hpc.train.objective import Objective, Sums
 from dpt_hpc.train.optimizer import MOMENTS, adamw, set_whole_state, whole_state
 from dpt_hpc.train.placement import place
-from dpt_hpc.train.ranks import Ranks, measured_call
+from dpt_hpc.train.ranks import Ranks, backends, measured_call
 from dpt_hpc.train.world import World
 
 SMALLEST_GRADIENT = 1024
@@ -153,12 +153,11 @@ class DeepSpeedEngine(Engine):
     ) -> None:
         super().__init__(objective, ranks, device)
         self._zero_stage = deepspeed_options["zero_optimization"]["stage"]
-        deepspeed = _import_deepspeed(device)
+        deepspeed = _import_deepspeed(device, warn=ranks.node.rank == 0)
         self._fragments = deepspeed.utils
         os.environ.update(ranks.world.environment())  # also of a world of one
         if not torch.distributed.is_initialized():
-            # Both on a GPU, as among several ranks: the small sums are on the CPU.
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            backend = backends() if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
         # Adopts the group that is there.
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
@@ -312,7 +311,7 @@ def choose_device(options: EngineOptions, world: World) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def _import_deepspeed(device: torch.device, *, warn: bool) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with _quiet():
@@ -325,9 +324,9 @@ def _import_deepspeed(device: torch.device) -> Any:
                 f"several ranks, and engine.kind=deepspeed, need DeepSpeed, which cannot be imported: {error}\n"
                 "Install it with: pip install deepspeed"
             ) from error
-    # DeepSpeed compiles deepspeed_shm_comm (75 s) whenever it makes its backend on a CPU, and a kill meanwhile leaves a
-    # lock on which every later run hangs. That op serves inference_all_reduce alone, which training never calls.
-    for lock in stale_build_locks() if os.environ.get("LOCAL_RANK", "0") == "0" else []:
+    # DeepSpeed compiles deepspeed_shm_comm whenever it makes its backend on a CPU, and a kill meanwhile leaves a lock
+    # on which every later run hangs. That op serves inference_all_reduce alone, which training never calls.
+    for lock in stale_build_locks() if warn else []:
         print(f"warning: {lock}", file=sys.stderr)
     known = vars(deepspeed.ops).get("__compatible_ops__", {})
     deepspeed.ops.__compatible_ops__ = {**known, "deepspeed_shm_comm": False}

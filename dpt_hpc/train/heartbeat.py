@@ -153,7 +153,8 @@ class Heartbeat:
         # Nobody can be asked whether it has spoken already: one rank of each node does.
         world = self._ranks.world
         text = (
-            f"{self._place(0)}, which keeps the heartbeats of all: {reason}. It is dead, stopped or cut off.\n"
+            f"{self._place(0)}, which keeps the heartbeats of all: {reason}. It is dead or stopped, or cut off from "
+            f"{world.place}.\n"
             "The other ranks end. Go on from the last checkpoint with --resume."
         )
         self._end(text, RankLost.exit_code, tell=world.rank == 1 or world.local_rank == 0)

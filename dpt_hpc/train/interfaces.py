@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 from dpt_hpc.errors import EnvironmentFault
 
@@ -17,6 +18,14 @@ _GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 def host_name() -> str:
     """The name of this machine, as it gives it itself; other hosts need not know it."""
     return socket.gethostname()
+
+
+def host_identity() -> str:
+    """What tells this machine from another one that calls itself the same (localhost)."""
+    try:
+        return f"{host_name()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    except OSError:
+        return host_name()
 
 
 def node_name(environment: Mapping[str, str] = os.environ) -> str:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from dpt_hpc.train.durable import publish_file
+
 SECONDS_BETWEEN_FLUSHES = 1.0
 PACKAGES = ("dpt-hpc", "torch", "numpy", "h5py", "deepspeed", "mpi4py", "safetensors")
 
@@ -63,14 +65,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write and rename, so that a reader never sees half a file. NaN is refused by JSON: it becomes null."""
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    publish_file(temporary, path)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """A compressed npz, written and renamed like `write_json`."""
     temporary = path.with_name(f".{path.name}")
     np.savez_compressed(temporary, allow_pickle=False, **arrays)
-    os.replace(temporary, path)
+    publish_file(temporary, path)
 
 
 def _finite(value: Any) -> Any:
@@ -208,7 +210,7 @@ def _reopened(path: Path, step: int) -> Any:
                 break  # the line that was being written when the run was killed
         temporary = path.with_name(f".{path.name}")
         temporary.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(temporary, path)
+        publish_file(temporary, path)
     return path.open("ab", buffering=0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,11 +29,13 @@ def place(ranks: Ranks, device: torch.device, *, pin: bool) -> None:
     if fault := shared_gpus(ranks.all_gather((host_name(), gpu))):
         raise EnvironmentFault(fault)
     allowed = ranks.node.all_gather(_cores())
-    if warning := crowded_cores(allowed, ranks.world.node):
+    shares = divide_cores(allowed)
+    if warning := crowded_cores(shares, allowed, ranks.world.node):
         if ranks.node.rank == 0:
             print(f"warning: {warning}", file=sys.stderr)
-    elif pin and (cores := share_of_cores(allowed, ranks.node.rank)):
-        os.sched_setaffinity(0, cores)
+    elif pin:
+        cores = shares[ranks.node.rank]
+        bind(cores)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(len(cores))
 
@@ -55,27 +58,47 @@ def shared_gpus(gpus: Sequence[tuple[str, str | None]]) -> str | None:
     )
 
 
-def crowded_cores(allowed: Sequence[Sequence[int]], node: str) -> str | None:
-    """A warning if the ranks of a node have fewer cores than there are ranks. allowed: the cores of each of them."""
-    cores = set().union(*allowed)
-    if len(cores) >= len(allowed):
+def crowded_cores(shares: Sequence[Sequence[int]], allowed: Sequence[Sequence[int]], node: str) -> str | None:
+    """A warning if a rank of a node has no core of its own. shares: what `divide_cores` makes of `allowed`."""
+    if all(shares):
         return None
+    cores = allowed[next(rank for rank, share in enumerate(shares) if not share)]
     some = ", ".join(map(str, sorted(cores)[:8]))
+    ranks = sum(set(other) <= set(cores) for other in allowed)
     return (
-        f"the {len(allowed)} ranks of node {node} may run on {len(cores)} core(s) only ({some}): they will wait for"
-        " each other.\n"
+        f"{ranks} of the {len(allowed)} ranks of node {node} may run on {len(cores)} core(s) only ({some}): they will"
+        " wait for each other.\n"
         "Ask for more cores per rank (Slurm: --cpus-per-task, Open MPI: --bind-to none), or start fewer ranks."
     )
 
 
-def share_of_cores(allowed: Sequence[Sequence[int]], local_rank: int) -> list[int] | None:
-    """The cores of one of a node's ranks, where all may run on the same ones, that is, where the launcher has bound
-    none; neighbours stay together. None where it has, or where a rank is alone."""
-    if len(allowed) == 1 or len({tuple(cores) for cores in allowed}) > 1:
-        return None
-    cores = allowed[local_rank]
-    first, last = (len(cores) * i // len(allowed) for i in (local_rank, local_rank + 1))
-    return list(cores[first:last])
+def divide_cores(allowed: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The cores of each of a node's ranks: none is two ranks', and where a launcher has bound a rank, it stays there.
+
+    allowed: the cores that each of them may run on, neighbours side by side, as they then stay. Ranks that may run on
+    the same ones divide them; what ranks with fewer cores need (a set within a set) is left to these. An empty share
+    is that of a rank for which no core is left.
+    """
+    shares: list[list[int]] = [[] for _ in allowed]
+    taken: set[int] = set()
+    for cores in sorted({tuple(cores) for cores in allowed}, key=len):
+        group = [rank for rank, own in enumerate(allowed) if tuple(own) == cores]
+        free = [core for core in cores if core not in taken]
+        for i, rank in enumerate(group):
+            first, last = (len(free) * k // len(group) for k in (i, i + 1))
+            shares[rank] = free[first:last]
+        taken.update(free)
+    return shares
+
+
+def bind(cores: Sequence[int]) -> None:
+    """Let every thread of this process, and those that they will start, run on `cores` only.
+
+    The pool of OpenMP may be there already: it would keep the cores that it began with.
+    """
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it has come to its end meanwhile
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _cores() -> list[int]:

@@ -22,7 +22,7 @@ from torch import distributed
 
 from dpt_hpc.errors import EnvironmentFault, RankLost
 from dpt_hpc.stopwatch import count, measuring, part
-from dpt_hpc.train.interfaces import host_name, interface_towards, own_address_towards, reachable
+from dpt_hpc.train.interfaces import host_identity, host_name, interface_towards, own_address_towards, reachable
 from dpt_hpc.train.world import World, find_world, leave_mpi
 
 JOIN_SECONDS = 300.0
@@ -131,7 +131,7 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
     if interface := interface_towards(answer["towards"]):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        backends(),
         store=distributed.PrefixStore("torch", store),
         rank=world.rank,
         world_size=world.world_size,
@@ -143,6 +143,11 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
     everyone = range(world.world_size)
     node = Ranks(world, members=members, group=group) if len(members) < world.world_size else None
     return Ranks(world, members=everyone, store=distributed.PrefixStore("dpt_hpc", store), node=node)
+
+
+def backends() -> str:
+    """What carries the ranks' calls, in torch's words: Gloo those on the CPU, as the small sums are everywhere."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def allow_connections(world: World) -> None:
@@ -221,7 +226,7 @@ def _introduce(world: World, store: distributed.Store, seconds: float) -> dict[s
             "Two jobs may share MASTER_PORT, or ranks were numbered by hand: give each job a port, each process a rank."
         )
     address = own_address_towards(world.master_address)
-    hello = {"node": world.node, "host": host_name(), "address": address, "source": world.source}
+    hello = {"node": world.node, "host": host_identity(), "address": address, "source": world.source}
     store.set(f"hello {world.rank}", json.dumps(hello))
     if world.rank == 0:
         _answer_all(world, store, seconds)
@@ -285,12 +290,13 @@ def _answer_all(world: World, store: distributed.Store, seconds: float) -> None:
     order = list(nodes)
     one_host = len({hello["host"] for hello in hellos.values()}) == 1
     # Rank 0's own host name may lead rank 0 itself to the loopback device: an address of another host does not.
-    abroad = next((h["address"] for h in hellos.values() if h["host"] != host_name() and h["address"]), None)
+    here = host_identity()
+    abroad = next((h["address"] for h in hellos.values() if h["host"] != here and h["address"]), None)
     for rank, hello in hellos.items():
         if fault:
             answer: dict[str, Any] = {"fault": fault}
         else:
-            towards = abroad if rank == 0 or hello["host"] == host_name() else world.master_address
+            towards = abroad if rank == 0 or hello["host"] == here else world.master_address
             answer = {
                 "members": nodes[hello["node"]],
                 "node_rank": order.index(hello["node"]),

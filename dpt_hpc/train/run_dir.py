@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.config import RunConfig
+from dpt_hpc.train.durable import publish_file
 from dpt_hpc.train.run_lock import LOCK
 from dpt_hpc.train.starts import STARTS
 
@@ -78,7 +79,7 @@ def save_config(config: RunConfig, path: Path) -> None:
         f".{path.name}.{os.uname().nodename}.{os.getpid()}"
     )  # the seeds of one run may be several jobs
     temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    os.replace(temporary, path)
+    publish_file(temporary, path)
 
 
 def changed_options(config: RunConfig, path: Path) -> list[str]:

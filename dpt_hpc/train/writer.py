@@ -6,6 +6,7 @@ a directory from which the run goes on: `last` and `best` point at whole checkpo
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -25,13 +26,13 @@ from dpt_hpc.train.checkpoint import (
     MANIFEST,
     Snapshot,
     damage,
-    fsync,
     load_optimizer,
     load_state,
     load_weights,
     write_checkpoint,
 )
 from dpt_hpc.train.config import CheckpointOptions
+from dpt_hpc.train.durable import fsync
 
 LAST, BEST = "last", "best"
 
@@ -115,8 +116,8 @@ class CheckpointWriter:
         left = f"the last whole one is {last.resolve().name}" if last.exists() else "there is no earlier one"
         return EnvironmentFault(
             f"checkpoint {where}: cannot be written: {why}; {left}.\n"
-            "Make room (disk or memory) or restore write access, then go on with --resume (checkpoint.on_error=continue"
-            " trains on and tries again at the next checkpoint)."
+            f"{_cure(error)}, then go on with --resume (checkpoint.on_error=continue trains on and tries again at the"
+            " next checkpoint)."
         )
 
     def _start(self) -> None:
@@ -176,7 +177,7 @@ def prune(directory: Path, options: CheckpointOptions) -> None:
     kept = {(directory / link).resolve().name for link in (LAST, BEST)}
     every = options.keep_every_epochs
     for path in sorted(directory.glob("step_*"))[: -options.keep]:
-        if path.name in kept or (every and (epoch := _epoch_ended(path)) and epoch % every == 0):
+        if path.name in kept or (every and (epoch := _epoch_in_manifest(path)) and epoch % every == 0):
             continue
         with suppress(OSError):
             remove(path)
@@ -247,13 +248,22 @@ def go_back(restored: Restored) -> None:
             remove(path)
 
 
+def _cure(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM) or isinstance(error, MemoryError):
+        return "Make room (disk, quota or memory)"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        return "Restore the directory and write access to it"
+    return "Find out what is wrong with that file system, or this machine"
+
+
 def _free(path: Path) -> Path:
     """`path`, or where something has that name already, the first of path.1, path.2, ... that is free."""
     numbered = (path.with_name(f"{path.name}.{again}") for again in count(1))
     return next(p for p in chain([path], numbered) if not p.exists())
 
 
-def _epoch_ended(checkpoint: Path) -> int | None:
+def _epoch_in_manifest(checkpoint: Path) -> int | None:
     """The epoch at whose end a checkpoint was made; None for one made on the way, or a damaged one."""
     try:
         epoch: int | None = json.loads((checkpoint / MANIFEST).read_bytes())["epoch_ended"]
