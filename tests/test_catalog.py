@@ -255,3 +255,36 @@ def test_raw_keeps_only_the_files(frames: bytes, tmp_path: Path) -> None:
         get_dataset(folds, tmp_path / "data", Sources(tmp_path / "source"), quiet)
     assert get_dataset(folds, tmp_path / "data", Sources(tmp_path / "source"), quiet, raw=True) is None
     assert [p.name for p in (tmp_path / "data").rglob("*") if p.is_file()] == ["small.xyz"]
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "get", "mirror", "leaks"])
+def test_every_verb_on_datasets_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command_line(["data", verb, "--help"])
+    assert f"Example: dpt-hpc data {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_mirror_is_filled_by_name_or_with_all_that_is_pinned(
+    frames: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving({"small.xyz": frames}) as served:
+        pinned = entry_of(served.url("small.xyz"), frames)
+        unpinned = entry_of(served.url("small.xyz"), frames, name="unpinned")
+        unpinned["files"][0] |= {"sha256": None, "size": None}
+        catalog = tmp_path / "catalog.yaml"
+        catalog.write_text(yaml.safe_dump([pinned, unpinned, entry_of(None, frames, name="nowhere")]))
+        command = ["data", "mirror", str(tmp_path / "mirror"), "--catalog", str(catalog)]
+        run_command_line([*command, "--all"])
+        assert [p.name for p in (tmp_path / "mirror").iterdir() if p.is_dir()] == ["small"]
+        run_command_line([*command, "--all", "--unverified"])
+        assert sorted(p.name for p in (tmp_path / "mirror").iterdir() if p.is_dir()) == ["small", "unpinned"]
+        capsys.readouterr()
+        run_command_line([*command, "unpinned", "--unverified"])
+        for names, code, told in (
+            ([], 1, "name the datasets, or say --all"),
+            (["small", "--all"], 1, "name the datasets, or say --all"),
+            (["nowhere", "small"], 3, "1 file missing.\nnowhere: small.xyz: no public address holds this file."),
+        ):
+            with pytest.raises(SystemExit) as caught:
+                run_command_line([*command, *names, "--unverified"])
+            assert caught.value.code == code
+            assert told in capsys.readouterr().err

@@ -108,7 +108,7 @@ def mirror(
         failed = fill_mirror(chosen, directory, sources, (lambda _: None) if quiet else bar.say)
     if failed:
         raise DataError(
-            "\n".join([f"{directory}: {len(failed)} files are missing.", *failed])
+            "\n".join([f"{directory}: {len(failed)} file{'s' if len(failed) > 1 else ''} missing.", *failed])
             + "\nThe others are there. `dpt-hpc data show NAME` says where a file is to be had."
         )
 
