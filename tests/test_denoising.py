@@ -19,14 +19,17 @@ from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import CGCNNOptions, ModelOptions, TorchMDETOptions, predict, predict_noise
 from dpt_hpc.structure import Batch
+from dpt_hpc.train.checkpoint import find_checkpoint
 from dpt_hpc.train.config import (
     DenoisingOptions,
     DerivativesOptions,
     HeadDenoisingOptions,
     MixedOptions,
     ObjectiveOptions,
+    PropertyOptions,
 )
 from dpt_hpc.train.evaluate import evaluate_checkpoint
+from dpt_hpc.train.finetune import load_pretrained
 from dpt_hpc.train.objective import Objective, build_network, build_objective
 
 CGCNN = CGCNNOptions(cutoff=4.0, hidden=8, layers=1, gaussians=8, readout_hidden=8)
@@ -170,7 +173,8 @@ def test_the_transformer_learns_to_denoise_by_its_head_and_goes_on_bit_for_bit(
 ) -> None:
     """204 steps on real crystals; zero would have a loss of 1."""
     options = small_options(small_dataset)
-    options |= {"model": {"name": "torchmd_et", **ET_SIZES}, "objective": {"kind": "head_denoising"}}
+    network = {"name": "torchmd_et", **ET_SIZES, "vector_norm": "whitened"}
+    options |= {"model": network, "objective": {"kind": "head_denoising"}}
     options |= {"training": {"epochs": 17, "batch_size": 2}, "checkpoint": {}, "optimizer": {"learning_rate": 4e-3}}
     path = run(options, tmp_path / "whole")
     losses = [r["train"]["loss"] for r in records(path, "epoch")[1:]]
@@ -199,6 +203,11 @@ def test_the_transformer_learns_to_denoise_by_its_head_and_goes_on_bit_for_bit(
     assert found.noise is not None
     np.testing.assert_allclose(found.noise, expected.detach().numpy(), rtol=1e-5, atol=1e-8)
     assert found.forces is None
+
+    # Fine-tuning reads no vectors: it may leave out their norm.
+    taken = load_pretrained(build_network(ET, PropertyOptions(target="x")), ET, find_checkpoint(path))
+    assert "network.vector_norm.weight" in taken.skipped
+    assert all(name.startswith(("network.vector_norm.", "noise_head.")) for name in taken.skipped)
 
 
 @pytest.mark.slow
