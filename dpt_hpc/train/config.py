@@ -129,7 +129,7 @@ class MixedOptions(LabelOptions):
     denoise_datasets: tuple[str, ...] = ()
     """Datasets of data.path, by the name of their directory, whose structures are all denoised: their labels are not
     learnt (those of relaxed structures with other energies than the rest, say)."""
-    denoising_weight: float = Field(1.0, gt=0)
+    denoising_weight: float = Field(500.0, gt=0)
     """Of the error of the denoised structures' forces, eV/Å, beside the three weights of the labels."""
     noise_scale: float = Field(0.1, gt=0)
     """Å, standard deviation of the displacement of every coordinate."""
