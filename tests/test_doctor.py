@@ -19,6 +19,7 @@ from small_runs import Options, config_of, finetune_options
 from test_parallel import mpiexec
 
 from dpt_hpc.cli import run_command_line
+from dpt_hpc.data import manifest
 from dpt_hpc.doctor.examine import examine
 from dpt_hpc.doctor.finding import Finding, worst
 from dpt_hpc.doctor.machine import memory
@@ -26,7 +27,7 @@ from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.world import World
 
 NAMES = [
-    *("versions", "build", "start-up", "memory", "build locks", "dataset", "engine", "placement"),
+    *("versions", "build", "start-up", "memory", "build locks", "dataset", "staging", "engine", "placement"),
     *("all-reduce", "one-sided get", "run directory", "parity", "checkpoint"),
 ]
 
@@ -113,6 +114,38 @@ def test_too_little_space_and_no_write_access(options: Options, small_disk: Path
     found = by_name(examine(config_of(options, small_disk / "run"), Ranks()))
     assert found["run directory"].status == "bad"
     assert "cannot be written: Read-only file system" in found["run directory"].said
+
+
+def test_the_place_where_shards_are_staged_is_looked_at_and_left_as_it_is(
+    options: Options, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(manifest, "sha256_of", hashed.append)
+
+    def staging(place: str) -> Finding:
+        data = options["data"] | {"stage": place}
+        findings = examine(config_of(options, tmp_path / "run", data=data), Ranks())
+        found = next(finding for finding in findings if finding.name == "staging")
+        if found.status == "ok":
+            engine = next(findings)
+            assert engine.figures["store"] == "disk"  # auto: a few structures are tried, the dataset is not loaded
+        return found
+
+    assert staging(f"{tmp_path}/stage/deep").status == "ok"
+    assert not (tmp_path / "stage").exists()
+    assert hashed == []
+    (small_disk / "filled").write_bytes(bytes(190_000))
+    full = staging(str(small_disk))
+    assert full.status == "warn"
+    assert "free, " in full.said
+    assert full.said.endswith("needed for the dataset: too little space")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    unset = staging("$NOWHERE")
+    assert unset.status == "bad"
+    assert "the variable NOWHERE is not set" in unset.said
+    nowhere = staging(f"{small_disk}/filled/x")
+    assert nowhere.status == "bad"
+    assert "filled is not a directory that can be written to" in nowhere.said
 
 
 def test_a_missing_shard_is_named_and_what_needs_it_is_not_tried(options: Options, tmp_path: Path) -> None:

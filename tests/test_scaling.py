@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from imbalance import count
 from small_runs import Options
 
+from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.report.scaling import scaling_lines
 from dpt_hpc.scaling.bench import conclude, measure_here, rank_counts
@@ -82,6 +84,12 @@ def test_one_rank_in_this_process(finished: tuple[Options, Path], tmp_path: Path
     assert record["checkpoint"]["bytes"] > 4 * record["parameters"]
     # Full steps and those of an eighth of the structures: the line through both tells fixed cost from work.
     assert {w["edges"] < record["edges_per_step"] / 3 for w in record["work"]} == {True, False}
+    # Shares are simulated with edges that are counted, also where one rank needs no counts.
+    dataset = Dataset.open(finished[0]["data"]["path"])
+    edges = np.load(tmp_path / "out" / "edges.npy").tolist()
+    assert set(edges) <= set(count(dataset, 4.0, config.model.max_neighbors).tolist())
+    assert not set(edges) <= set(dataset.edge_estimate.tolist())
+    assert record["dataset"]["edges"] == sum(edges)
     # Of 8 structures 16,000 ranks cannot all have one: what is left is latency and idle ranks.
     assert result["prediction"]["points"][-1]["efficiency"] < 0.01
     out = tmp_path / "out"
@@ -136,6 +144,7 @@ def test_simulated_imbalance() -> None:
     # One structure for each rank cannot be balanced; sixteen can.
     sizes = np.arange(1, 100)
     assert SimulatedImbalance(sizes, 1, weak=True)(256) > 1.8
+    assert SimulatedImbalance(sizes, 1, weak=True, similar_sizes=True)(256) < 1.6
     many = SimulatedImbalance(sizes, 16, weak=True)
     assert many(256) < 1.1
     assert many.seconds(1) == 0 < many.seconds(16) < many.seconds(1024)

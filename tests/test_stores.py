@@ -262,7 +262,13 @@ def test_staged_shards_are_read_from_the_copy_which_is_used_again(
     same(other.read(np.arange(200)), Dataset.open(small).read(np.arange(200)))
     made = [path.stat().st_mtime_ns for path in copies]
     copies[2].write_bytes(bytes(copies[2].stat().st_size))
+    left, growing = (copies[0].with_name(f".{copies[0].name}.{name}") for name in ("left", "growing"))
+    for half in (left, growing):
+        half.write_bytes(b"half")
+    os.utime(left, (1.7e9, 1.7e9))
     again = Dataset.open(small, stage="${TMPDIR}/stage")
+    assert growing.exists()
+    assert not left.exists(), "what a killed job left half copied fills the disk"
     same(again.read(np.arange(200)), one.read(np.arange(200)))
     now = [path.stat().st_mtime_ns for path in copies]
     assert [k for k, (a, b) in enumerate(zip(made, now, strict=True)) if a != b] == [2]

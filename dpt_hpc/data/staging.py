@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from dpt_hpc.data.manifest import Manifest, Shard, sha256_of, verify_shard
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 
 BLOCK = 1 << 24
+ABANDONED_SECONDS = 86_400.0
+"""A copy that nobody has written to for so long is not being made any more."""
 
 
 def stage_shards(directories: Sequence[Path], manifests: Sequence[Manifest], stage: str, node: Group) -> list[Path]:
@@ -39,8 +42,20 @@ def stage_shards(directories: Sequence[Path], manifests: Sequence[Manifest], sta
     return copies
 
 
+def stage_room(stage: str) -> tuple[Path, int]:
+    """Where `stage` leads to on this node, and the bytes that are free there. Makes nothing.
+
+    Raises ConfigError if it names a variable that is not set; EnvironmentFault if nothing can be written there.
+    """
+    target = Path(_expanded(stage)).absolute()
+    there = next(place for place in (target, *target.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise _fault(target, PermissionError(f"{there} is not a directory that can be written to"))
+    return target, shutil.disk_usage(there).free
+
+
 def _expanded(stage: str) -> str:
-    path = os.path.expandvars(stage)
+    path = os.path.expanduser(os.path.expandvars(stage))
     if unset := re.search(r"\$\{?(\w+)\}?", path):
         raise ConfigError(
             f"data.stage is {stage!r}, but the variable {unset[1]} is not set on {os.uname().nodename}.\n"
@@ -50,8 +65,11 @@ def _expanded(stage: str) -> str:
 
 
 def _prepare(copies: Sequence[Path], work: Sequence[tuple[Path, Path, Shard]]) -> None:
-    """Make the directories; see that all that is to come has room."""
+    """Make the directories; see that all that is to come has room. What killed jobs have left half copied goes."""
     try:
+        for left in (path for directory in copies for path in directory.glob(".*.h5.*")):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)
         missing = sum(shard.num_bytes for _, copy, shard in work if not _there(copy, shard))
         for directory in copies:
             directory.mkdir(parents=True, exist_ok=True)

@@ -61,6 +61,7 @@ def _findings(
     yield each("build locks", _build_locks)
     data = each("dataset", lambda: files.dataset(config, ranks))
     yield data
+    yield each("staging", lambda: files.staging(config, ranks))
     held: list[Trainer] = []
     if data.status == "bad":
         started = Finding("engine", "bad", "not tried: there are no data", "Mend the dataset first.")
@@ -97,10 +98,12 @@ def _start(config: PretrainConfig | FinetuneConfig, ranks: Ranks, scratch: Path,
     size = min(max(STRUCTURES_OF_A_RANK * ranks.size, 4), STRUCTURES_AT_MOST)
     options["training"] |= {"batch_size": size, "evaluation_batch_size": size}
     options["run_dir"] = str(scratch)
+    # A few structures: nothing is to be copied or kept for them; and every shard is hashed when the run begins.
+    options["data"] |= {"stage": None} | ({"store": "disk"} if options["data"]["store"] == "auto" else {})
     small = type(config).model_validate(options)
     seed = small.seed if isinstance(small, PretrainConfig) else small.seeds[0]
     run = Run(small, seed, scratch, ranks, resume=False, quiet=True)
-    dataset = open_dataset(small.data.model_copy(update={"stage": None}), ranks)
+    dataset = open_dataset(small.data, ranks, verify=False)
     split = share_split(dataset, small.data, small.objective, seed, ranks)
     # Spread over the whole: structures of one source lie side by side.
     few = split.train[np.linspace(0, len(split.train) - 1, min(size, len(split.train))).astype(np.int64)]

@@ -12,6 +12,7 @@ import torch
 
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.manifest import Manifest, verify_shard
+from dpt_hpc.data.staging import stage_room
 from dpt_hpc.doctor.finding import Finding, ok
 from dpt_hpc.errors import DataError, EnvironmentFault
 from dpt_hpc.train.checkpoint import load_weights
@@ -41,6 +42,22 @@ def dataset(config: RunConfig, ranks: Ranks) -> Finding:
         f"{rate / 1e9:.2f} GB/s (from memory, if the system keeps it there)"
     )
     return ok("dataset", said, bytes=total, shards=len(shards), bytes_per_second=rate)
+
+
+def staging(config: RunConfig, ranks: Ranks) -> Finding:
+    """Every node can take a copy of the dataset where data.stage says."""
+    if config.data.stage is None:
+        return ok("staging", "data.stage is null: shards are read where they are")
+    if ranks.node.rank:
+        return ok("staging", "")
+    need = sum(size for _, size in _shards(config, False))
+    place, free = stage_room(config.data.stage)
+    said = f"{place}: {_told(free)} free, {_told(need)} needed for the dataset"
+    figures = {"need": need, "free": free}
+    if free < need:
+        todo = "Name a larger disk (what is staged there already needs no room), or set data.stage=null."
+        return Finding("staging", "warn", f"{said}: too little space", todo, figures)
+    return ok("staging", said, **figures)
 
 
 def _shards(config: RunConfig, look: bool) -> list[tuple[Path, int]]:

@@ -13,6 +13,8 @@ from dpt_hpc.data.sampler import Sampler
 
 STEPS = 4
 """Steps that are simulated for each number of ranks."""
+WINDOW = 65_536
+"""Structures of the default window."""
 
 
 class SimulatedImbalance:
@@ -20,11 +22,14 @@ class SimulatedImbalance:
 
     edges (S,): of the dataset's structures; each simulated dataset is drawn from them with replacement. structures: of
     a step of one rank; weak: of every rank, else of all ranks together. With more ranks than structures of a step some
-    ranks have nothing to do, and the others are that much above the mean.
+    ranks have nothing to do, and the others are that much above the mean. similar_sizes: as the run's batching.
     """
 
-    def __init__(self, edges: NDArray[np.int64], structures: int, *, weak: bool, seed: int = 0) -> None:
+    def __init__(
+        self, edges: NDArray[np.int64], structures: int, *, weak: bool, similar_sizes: bool = False, seed: int = 0
+    ) -> None:
         self._edges, self._structures, self._weak, self._seed = edges, structures, weak, seed
+        self._similar_sizes = similar_sizes
         self._known = lru_cache(maxsize=None)(self._simulate)
 
     def __call__(self, ranks: int) -> float:
@@ -39,8 +44,10 @@ class SimulatedImbalance:
         if ranks == 1:
             return 1.0, 0.0
         batch = self._structures * (ranks if self._weak else 1)
-        drawn = np.random.default_rng([self._seed, ranks]).choice(self._edges, STEPS * batch)
-        sampler = Sampler(np.arange(len(drawn)), drawn, batch, self._seed, window=len(drawn))
+        similar = self._similar_sizes
+        steps = max(STEPS, WINDOW // batch) if similar else STEPS  # alike are those of a window
+        drawn = np.random.default_rng([self._seed, ranks]).choice(self._edges, steps * batch)
+        sampler = Sampler(np.arange(len(drawn)), drawn, batch, self._seed, window=len(drawn), similar_sizes=similar)
         began = time.thread_time()  # of this thread alone: what else runs on the machine is not counted
         unequal = [sampler.imbalance(sampler.parts(1, step, ranks, 1)) for step in range(STEPS)]
         return float(np.mean(unequal)), (time.thread_time() - began) / STEPS

@@ -22,6 +22,7 @@ from dpt_hpc.errors import ConfigError
 from dpt_hpc.scaling.predict import Mode
 from dpt_hpc.stopwatch import Stopwatch
 from dpt_hpc.train.config import PretrainConfig, RunConfig
+from dpt_hpc.train.counting import count_edges, needs_counts
 from dpt_hpc.train.interconnect import measure_all_reduce
 from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.monitor import Monitor, describe_environment
@@ -86,8 +87,8 @@ def measure(
 
     A single rank too has DeepSpeed's engine, whatever the config says: else what DeepSpeed costs would be taken for a
     loss of scaling. structures: of a step, of each rank (weak) or of all together (strong). scratch: a directory that
-    all ranks see, for one checkpoint; removed. Returns the record, the same on every rank, and the edges of each
-    structure that is trained on. Raises ConfigError if the training part has fewer structures than a step,
+    all ranks see, for one checkpoint; removed. Returns the record, the same on every rank, and the counted edges of
+    each structure that is trained on. Raises ConfigError if the training part has fewer structures than a step,
     EnvironmentFault if the checkpoint cannot be written.
     """
     batch_size = structures * (ranks.size if mode == "weak" else 1)
@@ -97,6 +98,9 @@ def measure(
         own = _steps(trainer, warm_up, steps)
         checkpoint = _checkpoint(trainer, ranks, scratch)
         network = measure_all_reduce(ranks, trainer.engine.device)
+        sizes = trainer.sampler.edges[trainer.sampler.indices]
+        if not needs_counts(trainer.config, ranks):  # estimated: good enough for a run, not to predict from
+            sizes = count_edges(trainer.objective.model, trainer.data, ranks, scratch).edges
     everyone = ranks.all_gather({"rank": ranks.rank, "node": ranks.world.node, "steps": own})
     small: list[Record] = []
     if ranks.size == 1 and batch_size > 1:
@@ -104,7 +108,6 @@ def measure(
         with smaller.data.store:
             small = _steps(smaller, 1, steps)
     facts = describe_environment()
-    sizes = trainer.sampler.edges[trainer.sampler.indices]
     record = {
         "mode": mode,
         "ranks": ranks.size,

@@ -29,7 +29,7 @@ def record_path(out: Path, mode: str, ranks: int) -> Path:
 
 
 def keep_record(record: Record, edges: NDArray[np.int64], out: Path) -> None:
-    """Write a measurement and the dataset's edges per structure, from which shares are simulated."""
+    """Write a measurement and the dataset's edges per structure, counted, from which shares are simulated."""
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "edges.npy", edges)
     write_json(record_path(out, record["mode"], record["ranks"]), record)
@@ -53,7 +53,7 @@ def join_records(records: Sequence[Record]) -> Record:
 
 
 def _kind(record: Record) -> Record:
-    """What measurements must share to be compared. (Edges are counted on several ranks, and estimated on one.)"""
+    """What measurements must share to be compared."""
     structures = "structures_per_rank" if record["mode"] == "weak" else "structures"
     same = (structures, "parameters", "device", "threads", "processor", "gpu", "options")
     dataset = {key: record["dataset"][key] for key in ("structures", "digests")}
@@ -145,7 +145,8 @@ def predicted(
     work = work_of(records, clock)
     structures = next(r["structures"] for r in records if r["ranks"] == 1)
     conditions = Conditions(result["mode"], structures, **options)  # type: ignore[arg-type]
-    imbalance = SimulatedImbalance(edges, structures, weak=result["mode"] == "weak")
+    similar = records[0]["options"]["training"]["batching"] == "similar_sizes"
+    imbalance = SimulatedImbalance(edges, structures, weak=result["mode"] == "weak", similar_sizes=similar)
     points = predict_curve(work, network, conditions, imbalance, RANKS, imbalance.seconds)
     as_measured = Conditions(result["mode"], structures)
     checked = []

@@ -67,9 +67,9 @@ class Data:
                 yield batch.to(self.device)
 
 
-def open_dataset(options: DataOptions, ranks: Ranks) -> Dataset:
-    """The dataset that `options` name, verified once. Collective; an error is raised on every rank."""
-    return Dataset.open(options.path, stage=options.stage, node=ranks.node, everyone=ranks)
+def open_dataset(options: DataOptions, ranks: Ranks, *, verify: bool = True) -> Dataset:
+    """The dataset that `options` name, its bytes verified once. Collective; an error is raised on every rank."""
+    return Dataset.open(options.path, verify=verify, stage=options.stage, node=ranks.node, everyone=ranks)
 
 
 def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOptions, seed: int, ranks: Ranks) -> Split:
