@@ -6,13 +6,24 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from crystals import crystals, write_extxyz
+from ase import Atoms
+from crystals import (
+    as_pymatgen,
+    crystals,
+    dump,
+    results,
+    vasp_stress,
+    write_extxyz,
+    write_mptrj,
+    write_pickle,
+)
 from file_server import Served, serving
 
 from dpt_hpc.cli import run_command_line
@@ -20,6 +31,7 @@ from dpt_hpc.data.catalog import Catalog, Entry, RawFile, Sources, fill_mirror, 
 from dpt_hpc.data.ingest import IngestOptions, ingest
 from dpt_hpc.data.inspect import inspect_dataset, origin_lines
 from dpt_hpc.data.manifest import Manifest
+from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import ConfigError, DataError
 
 CONTENT = bytes(range(256)) * 40_000
@@ -159,6 +171,46 @@ def test_list_and_show_say_what_was_not_tried(capsys: pytest.CaptureFixture[str]
     assert shown["files"][0]["sha256"] is None
     run_command_line(["data", "list", "--json"])
     assert {row["name"] for row in json.loads(capsys.readouterr().out)} >= {"jdft", "mptrj", "matbench_mp_gap"}
+
+
+def write_matpes(path: Path, items: list[Atoms]) -> Path:
+    """Records as MatPES has them: the stress as six numbers, in kbar, VASP's sign."""
+    records = [
+        {
+            "matpes_id": f"matpes-{i}",
+            "structure": as_pymatgen(atoms).as_dict(),
+            "energy": results(atoms)["energy"],
+            "forces": results(atoms)["forces"].tolist(),
+            "stress": [vasp_stress(atoms)[i][j] for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))],
+            "bandgap": 0.0,
+            "cohesive_energy_per_atom": -3.0,
+        }
+        for i, atoms in enumerate(items)
+    ]
+    return dump(path / "MatPES-PBE-2025.1.json", records)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "first"),
+    [
+        ("mpf_2021_2_8", write_pickle, "mp-1/0-0"),
+        ("mptrj", write_mptrj, "mp-1/mp-1-0-0"),
+        ("matpes_pbe_2025_1", write_matpes, "matpes-0"),
+    ],
+)
+def test_the_options_of_sets_that_are_not_at_hand_read_their_form(
+    name: str, write: Callable[[Path, list[Atoms]], Path], first: str, tmp_path: Path
+) -> None:
+    items = crystals()
+    ingest([write(tmp_path, items)], tmp_path / "out", Catalog.read()[name].options)
+    found = Dataset.open(tmp_path / "out")
+    assert len(found) == len(items)
+    assert found.structure_ids[0] == first
+    for i, atoms in enumerate(items):
+        structure = found.get(i)
+        assert structure.energy == pytest.approx(results(atoms)["energy"])
+        np.testing.assert_allclose(structure.forces, results(atoms)["forces"], atol=1e-12)
+        np.testing.assert_allclose(structure.stress, results(atoms)["stress"], atol=1e-12)
 
 
 # Mirrors.
