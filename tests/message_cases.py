@@ -22,6 +22,9 @@ GRAPHS: dict[str, Callable[[], RadiusGraph]] = {
     "one atom with its own images": lambda: radius_graph(*batch_of([NASTY["one atom with its own images"]]), CUTOFF),
     "no edges": lambda: radius_graph(*batch_of([NASTY["isolated atoms"]]), CUTOFF),
     "no atoms": lambda: radius_graph(*batch_of([NASTY["no atoms"]]), CUTOFF),
+    "every edge an atom of its own": lambda: RadiusGraph(
+        torch.arange(5).expand(2, 5).contiguous(), torch.zeros(5, 3, dtype=torch.int32), torch.arange(6)
+    ),
     "nearest 5, asymmetric": lambda: radius_graph(*batch_of(MIXED), 4.0, max_neighbors=5),
 }
 

@@ -49,6 +49,9 @@ def test_every_option_is_written_and_explained() -> None:
     assert written == keys(resolved)
     assert "  # auto | disk | node | cluster\n  store: auto" in text
     assert "  # sum or mean of the nodes of a structure\n  # add | mean\n  pooling: add" in text
+    assert (
+        "kept changes, under any envelope\n  # cosine | polynomial | gate | null\n  envelope: null" in text
+    )  # the whole
 
 
 def test_init_refuses_what_is_not_there_and_what_is(tmp_path: Path) -> None:

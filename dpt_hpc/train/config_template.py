@@ -119,10 +119,15 @@ def _allowed(annotation: Any) -> list[str]:
 def _documented(group: Any) -> dict[str, str]:
     """What the docstring of a network's options says of each."""
     found = {field.name: "" for field in fields(group)}
+    latest: str | None = None
     for line in (inspect.getdoc(group) or "").splitlines():
         name, colon, text = line.partition(": ")
         if colon and name in found:
-            found[name] = text
+            found[name], latest = text, name
+        elif latest and line.startswith(" "):  # what the first line did not hold
+            found[latest] += f" {line.strip()}"
+        else:
+            latest = None
     return found
 
 
