@@ -27,13 +27,14 @@ class Recipe(Options):
 
 
 class Pretraining(Options):
-    """A pre-training: one to run (`config`), or the first epochs of another one (`of`, `epochs`)."""
+    """A pre-training: one to run (`config`), or another one (`of`), whole or its first `epochs` epochs."""
 
     config: str | None = None
     set: dict[str, Any] = Field({})
     of: str | None = None
-    """The pre-training whose first `epochs` epochs count: their best checkpoint is what so short a run would export."""
+    """The name of another pre-training that is run: NAME, or NETWORK/NAME of another entry of `networks`."""
     epochs: int | None = Field(None, ge=1)
+    """Only its first so many epochs: their best checkpoint is what so short a run would have exported."""
     label: str | None = None
     """Its name in tables; null: its objective's."""
 
@@ -41,11 +42,20 @@ class Pretraining(Options):
     def _one_of_two(self) -> Pretraining:
         if (self.config is None) == (self.of is None):
             raise ValueError("give either config (a file to run) or of (a pre-training to cut short)")
-        if (self.of is None) != (self.epochs is None):
-            raise ValueError("of and epochs belong together: the first `epochs` epochs of pre-training `of`")
+        if self.of is None and self.epochs is not None:
+            raise ValueError(
+                "epochs belongs to of: the first epochs of that pre-training; for one to run: set training.epochs"
+            )
         if self.of is not None and self.set:
             raise ValueError("of runs nothing, so that set has no meaning beside it")
         return self
+
+
+class Against(Options):
+    """The fine-tunings from scratch that a recipe is compared with."""
+
+    network: str
+    pooling: Literal["add", "mean"] = "add"
 
 
 class Network(Options):
@@ -57,6 +67,9 @@ class Network(Options):
     """Overrides of all its pre-trainings, besides."""
     set_finetuning: dict[str, Any] = Field({})
     """Overrides of all its fine-tunings, besides; those of `transfer` say nothing to the baseline, and are left out."""
+    against: Against | None = None
+    """Whose baseline all improvements are over, of the same datasets and seeds; null: its own. For recipes: what they
+    gain over the faithful one."""
     pretrainings: dict[str, Pretraining] = Field({})
     datasets: dict[str, Recipe] = Field(min_length=1)
 
@@ -100,9 +113,11 @@ class SuiteConfig(Options):
                         f"{name!r} names a directory: letters, digits, _ . - only, and none of {', '.join(RESERVED)}"
                     )
             for name, pretraining in content.pretrainings.items():
-                whole = content.pretrainings.get(pretraining.of or name)
-                if whole is None or (pretraining.of and whole.config is None):
-                    raise ValueError(f"{network}.pretrainings.{name}.of is {pretraining.of!r}, which runs nothing")
+                if pretraining.of is not None:
+                    other, whole = whole_of(network, pretraining.of)
+                    known = value[other].pretrainings if other in value else {}
+                    if whole not in known or known[whole].config is None:
+                        raise ValueError(f"{network}.pretrainings.{name}.of is {pretraining.of!r}, which runs nothing")
         return value
 
     @model_validator(mode="after")
@@ -113,11 +128,20 @@ class SuiteConfig(Options):
                 _known(network.datasets, name, f"cells.{i}.datasets")
             for name in block.pretrainings:
                 _known({BASELINE: None, **network.pretrainings}, name, f"cells.{i}.pretrainings")
+        for name, network in self.networks.items():
+            if network.against is not None:
+                _known(self.networks, network.against.network, f"networks.{name}.against.network")
         for title, figure in self.figures.items():
             network = _known(self.networks, figure.network, f"figures.{title}.network")
             for name in (name for line in figure.lines.values() for name in line):
                 _known({BASELINE: None, **network.pretrainings}, name, f"figures.{title}.lines")
         return self
+
+
+def whole_of(network: str, of: str) -> tuple[str, str]:
+    """Network and name of the pre-training that `of`, of an entry of `network`, means."""
+    other, slash, name = of.rpartition("/")
+    return (other, name) if slash else (network, of)
 
 
 def load_suite(path: str | Path, run_dir: str | None = None) -> SuiteConfig:

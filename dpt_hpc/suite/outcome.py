@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,15 @@ def tables_of(plan: Plan) -> list[Table]:
     found: dict[tuple[str, str], list[FinetuneCell]] = {}
     for cell in plan.cells:
         found.setdefault((cell.network, cell.pooling), []).append(cell)
-    return [_table(network, pooling, cells) for (network, pooling), cells in found.items()]
+    tables = []
+    for (network, pooling), cells in found.items():
+        other = plan.against.get(network)
+        theirs = found.get((other.network, other.pooling), []) if other is not None else []
+        tables.append(_table(network, pooling, cells, [cell for cell in theirs if cell.start.name == BASELINE]))
+    return tables
 
 
-def _table(network: str, pooling: str, cells: list[FinetuneCell]) -> Table:
+def _table(network: str, pooling: str, cells: list[FinetuneCell], against: list[FinetuneCell]) -> Table:
     columns: dict[str, Column] = {}
     rows: dict[str, list[FinetuneCell]] = {}
     for cell in cells:
@@ -76,8 +82,12 @@ def _table(network: str, pooling: str, cells: list[FinetuneCell]) -> Table:
     kind = network_name(model) if network == model else f"{network} ({network_name(model)})"
     title = f"{kind}, {pooling} pooling{form}"
     ordered = sorted(rows.values(), key=lambda own: own[0].start.name != BASELINE)
-    made = tuple(_row(own, columns) for own in ordered)
-    return Table(network, pooling, title, tuple(columns.values()), made, number)
+    made = [_row(own, columns) for own in ordered]
+    if against:
+        name = f"{against[0].network}, {against[0].pooling} pooling"
+        made = [replace(row, name="scratch", label="not pre-trained") if row.name == BASELINE else row for row in made]
+        made.insert(0, replace(_row(against, columns), label=f"baseline: {name}, not pre-trained"))
+    return Table(network, pooling, title, tuple(columns.values()), tuple(made), number)
 
 
 def _column(cell: FinetuneCell) -> Column:
@@ -100,7 +110,8 @@ def _unit(cell: FinetuneCell) -> str:
 
 def _row(cells: list[FinetuneCell], columns: Mapping[str, Column]) -> Row:
     start = cells[0].start
-    results = {cell.dataset: result for cell in cells if (result := _result(cell, columns[cell.dataset])) is not None}
+    known = [cell for cell in cells if cell.dataset in columns]
+    results = {cell.dataset: result for cell in known if (result := _result(cell, columns[cell.dataset])) is not None}
     if start.cell is None:
         return Row(start.name, label_of(start), results)
     pretraining = facts_of(start.cell)

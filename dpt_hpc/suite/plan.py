@@ -7,7 +7,17 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpt_hpc.suite.config import BASELINE, Figure, Network, Recipe, SuiteConfig, load_suite, overrides
+from dpt_hpc.suite.config import (
+    BASELINE,
+    Against,
+    Figure,
+    Network,
+    Recipe,
+    SuiteConfig,
+    load_suite,
+    overrides,
+    whole_of,
+)
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.config_file import load_config
 
@@ -48,12 +58,17 @@ class FinetuneCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A suite, spelled out. cells: fine-tunings in their order. starts: of every network, by their names."""
+    """A suite, spelled out.
+
+    cells: fine-tunings in their order. starts: of every network, by their names. against: whose baseline a network's
+    improvements are over, where it is not its own.
+    """
 
     run_dir: Path
     cells: tuple[FinetuneCell, ...]
     starts: dict[str, dict[str, Start]]
     figures: dict[str, Figure]
+    against: dict[str, Against]
 
     @property
     def order(self) -> tuple[PretrainCell | FinetuneCell, ...]:
@@ -73,7 +88,8 @@ def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
     """
     suite = load_suite(path, run_dir)
     folder = Path(path).parent
-    starts = {name: _starts(suite, name, network, folder) for name, network in suite.networks.items()}
+    runs = {name: _runs(suite, name, network, folder) for name, network in suite.networks.items()}
+    starts = {name: _starts(name, network, runs) for name, network in suite.networks.items()}
     cells: dict[Path, FinetuneCell] = {}
     for block in suite.cells:
         network = suite.networks[block.network]
@@ -83,21 +99,28 @@ def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
                     start = starts[block.network][name]
                     cell = _finetune_cell(suite, block.network, pooling, start, dataset, folder)
                     cells.setdefault(cell.path, cell)  # named by two blocks, it is run at its first place
-    return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures)
+    against = {name: network.against for name, network in suite.networks.items() if network.against is not None}
+    return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures, against)
 
 
-def _starts(suite: SuiteConfig, name: str, network: Network, folder: Path) -> dict[str, Start]:
-    runs: dict[str, PretrainCell] = {}
+def _runs(suite: SuiteConfig, name: str, network: Network, folder: Path) -> dict[str, PretrainCell]:
+    """The pre-trainings of a network that are run."""
+    found: dict[str, PretrainCell] = {}
     for key, pretraining in network.pretrainings.items():
         if pretraining.config is not None:
             directory = f"{suite.run_dir}/{name}/pretrain/{key}"
             changes = overrides(network.set, network.set_pretraining, pretraining.set, {"run_dir": directory})
             file = _near(folder / pretraining.config)
             config = load_config(file, PretrainConfig, _words(changes))
-            runs[key] = PretrainCell(name, key, Path(directory), config, _command("pretrain", file, changes))
+            found[key] = PretrainCell(name, key, Path(directory), config, _command("pretrain", file, changes))
+    return found
+
+
+def _starts(name: str, network: Network, runs: dict[str, dict[str, PretrainCell]]) -> dict[str, Start]:
     found = {BASELINE: Start(BASELINE)}
     for key, pretraining in network.pretrainings.items():
-        found[key] = Start(key, runs[pretraining.of or key], pretraining.epochs, pretraining.label)
+        other, whole = whole_of(name, pretraining.of or key)
+        found[key] = Start(key, runs[other][whole], pretraining.epochs, pretraining.label)
     return found
 
 

@@ -75,9 +75,12 @@ def describe(plan: Plan) -> list[str]:
     if count["done"] < len(states):
         seconds, unknown = remaining_seconds(states)
         workers = max(count["running"], 1)
-        rest = f"about {duration(seconds / workers)} left for {workers} worker(s), judged by the finished runs"
-        more = f"; not counted: {unknown} run(s) of whose kind none has finished" if unknown else ""
-        lines.append(rest + more)
+        if seconds:
+            lines.append(
+                f"about {duration(seconds / workers)} left for {workers} worker(s), judged by the finished runs"
+            )
+        if unknown:
+            lines.append(f"not counted: {unknown} run(s) of whose kind (network, data, epochs) none has finished")
     return lines
 
 
@@ -92,7 +95,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def _look(unit: Unit) -> UnitState:
     finished = unit.finished
     if finished:
-        seconds = json.loads((unit.path / "results.json").read_text()).get("training_seconds")
+        seconds = json.loads((unit.path / "run.json").read_text()).get("wall_seconds")
         return UnitState(unit, True, unit.cell.config.training.epochs, None, seconds)
     return UnitState(unit, False, _last_epoch(unit.path / "metrics.jsonl"), holder(unit.path), None)
 
