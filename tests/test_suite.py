@@ -147,9 +147,37 @@ def test_the_first_epochs_of_one_run_make_rows_and_a_figure(small_dataset: Path,
     assert "| forces 1 : 500 : 500, 2 epochs | 24 |" in table
 
 
+def test_a_recipe_is_compared_with_another_networks_baseline(small_dataset: Path, tmp_path: Path) -> None:
+    recipe = {
+        **NETWORK,
+        "set_finetuning": {"training.ema_decay": 0.9},
+        "pretrainings": {"forces": {"of": "cgcnn/forces"}},
+        "against": {"network": "cgcnn"},
+    }
+    suite = {
+        "networks": {"cgcnn": NETWORK, "averaged": recipe},
+        "cells": [{"network": "cgcnn"}, {"network": "averaged", "pooling": ["mean"], "pretrainings": ["forces"]}],
+    }
+    plan = plan_suite(write_suite(tmp_path, small_dataset, epochs=1, suite=suite))
+    run_all(plan)
+    assert not (plan.run_dir / "averaged" / "pretrain").exists()
+    write_outcome(plan, tmp_path / "tables", "dpt-hpc suite suite.yaml --tables")
+    _, table = json.loads((tmp_path / "tables" / "tables.json").read_text())
+    assert [row["label"] for row in table["rows"]] == [
+        "baseline: cgcnn, add pooling, not pre-trained",
+        "forces 1 : 500 : 500, 1 epochs",
+    ]
+    base, ours = (sum(row["results"]["small"]["test_mae"].values()) / 2 for row in table["rows"])
+    assert table["rows"][1]["average_improvement"]["percent"] == pytest.approx(100 * (base - ours) / base)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"networks": {"cgcnn": {**NETWORK, "against": {"network": "x"}}}},
+            r"networks\.cgcnn\.against\.network: there is no 'x'",
+        ),
         ({"cell": []}, r"cell: unknown option; did you mean cells\?"),
         (
             {"networks": {"cgcnn": {**NETWORK, "dataset": {}}}},
