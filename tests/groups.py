@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,3 +45,10 @@ def on_ranks(size: int, work: Callable[[ThreadRank], Result]) -> list[Result | B
     with ThreadPoolExecutor(size) as pool:
         started = [pool.submit(work, ThreadRank(rank, values, meeting)) for rank in range(size)]
     return [future.exception() or future.result() for future in started]
+
+
+def refused(results: list[object], kind: type[BaseException], message: str) -> None:
+    """Every rank was told the same."""
+    for result in results:
+        assert isinstance(result, kind), result
+        assert re.search(message, str(result)), result
