@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from groups import on_ranks, refused
 
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
@@ -18,9 +19,10 @@ from dpt_hpc.models import CGCNNOptions, Scaling, build_model
 from dpt_hpc.train.config import DerivativesOptions, EngineOptions, OptimizerOptions
 from dpt_hpc.train.data import Data
 from dpt_hpc.train.engine import build_engine
+from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.objective import build_objective
 from dpt_hpc.train.ranks import Ranks
-from dpt_hpc.train.scoring import EdgeLimit, Scoring, evaluate, write_predictions
+from dpt_hpc.train.scoring import EdgeLimit, Scoring, evaluate, share_of, write_predictions, writing
 
 ALL = np.arange(48)
 
@@ -84,7 +86,22 @@ def test_a_structure_that_is_too_large_alone_is_named(scoring: Scoring) -> None:
 
 def test_predictions_that_cannot_be_written_say_where_and_what_to_do(scoring: Scoring, tmp_path: Path) -> None:
     (tmp_path / "a_file").touch()
-    with pytest.raises(
-        EnvironmentFault, match=r"a_file/found\.npz: cannot be written: Not a directory\.\nMake room there: training is"
-    ):
-        write_predictions(tmp_path / "a_file" / "found.npz", scoring, ALL)
+    path = tmp_path / "a_file" / "found.npz"
+    message = r"a_file/found\.npz: cannot be written: Not a directory\.\nMake room there: training is complete, and the"
+    with pytest.raises(EnvironmentFault, match=message):
+        write_predictions(path, scoring, ALL)
+    # Only rank 0 writes; nobody waits for it.
+    refused(
+        on_ranks(3, lambda rank: writing(cast(Ranks, rank), path, lambda: GrowingArrays(path))),
+        EnvironmentFault,
+        message,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batch_size"), [(1, 64), (3, 64), (8, 64), (512, 64), (1000, 64), (16_000, 64), (2, 7)]
+)
+def test_rank_0_gathers_a_bounded_number_of_structures(ranks: int, batch_size: int) -> None:
+    share = share_of(ranks, batch_size)
+    assert share * ranks <= max(8192, ranks)
+    assert share % batch_size == 0 or share == max(8192 // ranks, 1) < batch_size

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -61,8 +62,15 @@ def test_every_store_gives_the_batch_of_its_structures(small: Path, dtype: torch
         assert store.read(np.empty(0, dtype=np.int64)).num_structures == 0
 
 
-def test_two_ranks_of_a_node_fill_and_read_one_copy(small: Path) -> None:
-    before = set(os.listdir("/dev/shm"))
+@pytest.fixture
+def own_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in /dev/shm into which no other process writes."""
+    with TemporaryDirectory(dir=shared_memory.SHARED) as folder:
+        monkeypatch.setattr(shared_memory, "SHARED", Path(folder))
+        yield Path(folder)
+
+
+def test_two_ranks_of_a_node_fill_and_read_one_copy(small: Path, own_shared_memory: Path) -> None:
 
     def work(node: ThreadRank) -> tuple[Batch, int]:
         dataset = Dataset.open(small, node=node)
@@ -74,7 +82,7 @@ def test_two_ranks_of_a_node_fill_and_read_one_copy(small: Path) -> None:
         if node.rank == 0:
             held.atoms["positions"][0] = 42.0
         node.all_gather(None)
-        return store.read(np.arange(200)), len({name for name in os.listdir("/dev/shm") if "dpt_hpc" in name} - before)
+        return store.read(np.arange(200)), len(os.listdir(own_shared_memory))
 
     expected = Dataset.open(small).read(np.arange(200), dtype=torch.float64, target="gap")
     expected.positions[0] = 42.0

@@ -29,6 +29,8 @@ from dpt_hpc.train.signals import Interrupted
 
 Indices = NDArray[np.int64]
 Result = TypeVar("Result")
+GATHERED = 8192
+"""Structures whose predictions rank 0 may hold at a time."""
 PLACE = "_structure"
 """Ends the names of arrays that hold the places of structures."""
 
@@ -142,16 +144,17 @@ def write_predictions(path: Path, scoring: Scoring, indices: Indices) -> None:
 
     Keys: structure_ids, num_atoms (S,), atomic_numbers (A,), and <label>_true, <label>_pred of the rows that have
     the label, with <label>_structure: the position in `indices` of each row's structure. No rank ever holds more than
-    some thousand structures. Raises Interrupted as above; EnvironmentFault, on every rank, if rank 0 cannot write.
+    GATHERED structures (or one of every rank). Raises Interrupted as above; EnvironmentFault, on every rank, if rank 0
+    cannot write.
     """
     objective, ranks = scoring.objective, scoring.engine.ranks
     objective.eval()
-    share = scoring.batch_size * max(PIECE // (scoring.batch_size * ranks.size), 1)
+    share = share_of(ranks.size, scoring.batch_size)
     # In each round every rank takes a stretch, and rank 0 appends them in the order of ranks.
     rounds = range(0, len(indices), share * ranks.size)
     own = [min(start + share * ranks.rank, len(indices)) for start in rounds]
     batches = scoring.batches(indices[first : first + share] for first in own)
-    file = _writing(ranks, path, lambda: GrowingArrays(path))
+    file = writing(ranks, path, lambda: GrowingArrays(path))
     for start, first in zip(rounds, own, strict=True):
         found: dict[str, list[NDArray[Any]]] = {}
         at, end = first, min(first + share, len(indices))
@@ -163,8 +166,14 @@ def write_predictions(path: Path, scoring: Scoring, indices: Indices) -> None:
         _stop_if_asked(ranks.sum({"asked_to_stop": bool(signals.received())}))
         gathered = ranks.gather({k: np.concatenate(v) for k, v in found.items()})
         told = indices[start : start + share * ranks.size]
-        _writing(ranks, path, partial(_append, file, gathered or [], scoring.data.dataset, told))
-    _writing(ranks, path, lambda: file.publish() if file is not None else None)
+        writing(ranks, path, partial(_append, file, gathered or [], scoring.data.dataset, told))
+    writing(ranks, path, lambda: file.publish() if file is not None else None)
+
+
+def share_of(ranks: int, batch_size: int) -> int:
+    """How many structures a rank predicts before rank 0 gathers them: whole batches, unless that would be too many."""
+    at_once = max(min(batch_size, GATHERED // ranks), 1)
+    return at_once * max(PIECE // (at_once * ranks), 1)
 
 
 def _predicted(objective: Objective, batch: Batch) -> dict[str, NDArray[Any]]:
@@ -189,7 +198,7 @@ def _append(
     file.add({"structure_ids": dataset.id_array(indices), "num_atoms": dataset.num_atoms_of(indices)})
 
 
-def _writing(ranks: Ranks, path: Path, work: Callable[[], Result]) -> Result | None:
+def writing(ranks: Ranks, path: Path, work: Callable[[], Result]) -> Result | None:
     """What `work` returns on rank 0; None elsewhere. Its error is raised on every rank."""
 
     def told() -> Result | None:
