@@ -18,10 +18,11 @@ from dpt_hpc import __version__
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import DataError
+from dpt_hpc.models import build_model
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.card import describe_training
 from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_model, load_weights, single_file
-from dpt_hpc.train.finetune import finetune
+from dpt_hpc.train.finetune import describe_checkpoint, finetune, load_pretrained
 from dpt_hpc.train.ranks import Ranks
 
 
@@ -108,6 +109,12 @@ def test_a_single_file_is_the_whole_model(finished: tuple[Options, Path], tmp_pa
     again = load_model(file)
     assert all(torch.equal(v, load_weights(path)[k]) for k, v in again.state_dict().items())
     assert load_card(file).text() == load_card(path).text()
+    before, now = (build_model(load_card(path).options) for _ in range(2))
+    assert load_pretrained(before, before.network.options, find_checkpoint(path)) == load_pretrained(
+        now, now.network.options, find_checkpoint(file)
+    )
+    assert all(torch.equal(v, now.state_dict()[k]) for k, v in before.network.state_dict(prefix="network.").items())
+    assert describe_checkpoint(file)["checkpoint"] == str(file)
 
 
 def test_a_shared_card_tells_no_places(finished: tuple[Options, Path]) -> None:
