@@ -47,6 +47,13 @@ ENVELOPES: dict[str, ModelOptions] = {
 NETWORKS |= {name: ENVELOPES[name] for name in ("cgcnn, cosine envelope", "cgcnn, gate, table")}
 """Every network, in every way of computing it."""
 
-SMOOTH = ENVELOPES | {name: options for name, options in NETWORKS.items() if options.name in ("schnet", "painn")}
-"""Those whose energy and forces are continuous when a pair crosses the cutoff; the published CGCNN and transformer have
-no envelope on their messages, or not on all of them."""
+SMOOTH = (
+    ENVELOPES
+    | {
+        "torchmd_et, cosine envelope": replace(ET, envelope="cosine"),
+        "torchmd_et, cosine envelope, table": replace(ET, envelope="cosine", filters="table"),
+    }
+    | {name: options for name, options in NETWORKS.items() if options.name in ("schnet", "painn")}
+)
+"""Those whose energy and forces are continuous when a pair crosses the cutoff; CGCNN and the transformer as
+published have no envelope on their messages, or not on all of them."""

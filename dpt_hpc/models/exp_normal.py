@@ -33,11 +33,12 @@ class EdgeGeometry:
     directions: Tensor
     values: Tensor | None = None
 
-    def filters(self, linear: nn.Linear, activation: Activation) -> tuple[Tensor, Tensor | None, Activation]:
-        """`filter_weights`, `filter_bias` and `activation` of the filters activation(linear(radial functions))."""
+    def filters(self, weight: Tensor, bias: Tensor, activation: Activation) -> tuple[Tensor, Tensor | None, Activation]:
+        """`filter_weights`, `filter_bias` and `activation` of the filters activation(functions @ weight.t() + bias), made
+        of the radial functions: weight (C,K), bias (C,)."""
         if self.values is None:
-            return linear.weight.t(), linear.bias, activation
-        at_knots = functional.linear(self.values, linear.weight, linear.bias)
+            return weight.t(), bias, activation
+        at_knots = functional.linear(self.values, weight, bias)
         if activation == "silu":
             at_knots = functional.silu(at_knots)
         return spline_coefficients(at_knots), None, "identity"

@@ -1,7 +1,7 @@
 """TorchMD-Net's equivariant transformer (Thölke & De Fabritiis 2022) as the paper uses it (method.md, "TorchMD-Net").
 
 Scalars x (N,C) and vectors v (N,3,C) of every atom. No cutoff on the vector messages, as published; the energy
-therefore jumps, by little, when a pair crosses the cutoff.
+therefore jumps, by little, when a pair crosses the cutoff, unless the option `envelope` is on.
 
 An atom's edges to its own periodic images are edges like any other, its edge to itself (length zero) does not exist.
 TorchMD-Net's code has that self loop; the paper's code for crystals has not, and attends as we do. Its neighbour
@@ -60,6 +60,7 @@ class TorchMDETOptions(NetworkOptions):
     layers: int = 8
     heads: int = 8
     radial: int = 50
+    envelope: Literal["cosine"] | None = None
     readout_hidden: int = 128
     readout_layers: int = 2
     vector_norm: Literal["whitened"] | None = None
@@ -82,7 +83,7 @@ class NeighborEmbedding(nn.Module):
 
     def forward(self, x: Tensor, element: Tensor, edges: EdgeGeometry, graph: RadiusGraph) -> Tensor:
         """x (N,C), element (N,): Z - 1 -> (N,C)."""
-        weights, bias, _ = edges.filters(self.filters, "identity")
+        weights, bias, _ = edges.filters(self.filters.weight, self.filters.bias, "identity")
         neighbors, _ = radial_messages(
             self.embedding.weight.index_select(0, element),
             edges.taps,
@@ -105,7 +106,7 @@ class Attention(nn.Module):
     def __init__(self, options: TorchMDETOptions) -> None:
         super().__init__()
         hidden = options.hidden
-        self.heads, self.backend = options.heads, options.backend
+        self.heads, self.backend, self.smooth = options.heads, options.backend, options.envelope is not None
         self.norm = nn.LayerNorm(hidden)
         self.projection = xavier(Linear(hidden, 5 * hidden), hidden, hidden, 3 * hidden)
         self.vector_projection = Linear(hidden, 3 * hidden, bias=False)
@@ -119,7 +120,10 @@ class Attention(nn.Module):
         """x (N,C), vectors (N,3,C), None for zero -> what is to be added to them; no vectors if nobody reads them."""
         hidden = x.shape[1]
         queries, keys, values = self.projection(self.norm(x)).split([hidden, hidden, 3 * hidden], 1)
-        weights, bias, activation = edges.filters(self.filters, "silu")
+        own_bias: Tensor = self.filters.bias
+        if self.smooth:  # the radial functions end at the cutoff, and silu(0) = 0
+            own_bias = torch.cat([own_bias[: 2 * hidden], torch.zeros_like(own_bias[2 * hidden :])])
+        weights, bias, activation = edges.filters(self.filters.weight, own_bias, "silu")
         if not vectors_are_read:
             values, weights = values[:, :hidden], weights[:, : 2 * hidden]
             bias = None if bias is None else bias[: 2 * hidden]

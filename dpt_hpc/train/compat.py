@@ -29,8 +29,8 @@ NETWORKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "paper-release": {"model.max_images": 2, "model.gaussian_width": 0.2, "model.envelope": None},
     },
     "torchmd_et": {
-        "paper-experiments": {"model.max_images": 1},
-        "paper-release": {"model.max_images": 2},
+        "paper-experiments": {"model.max_images": 1, "model.envelope": None},
+        "paper-release": {"model.max_images": 2, "model.envelope": None},
     },
 }
 
