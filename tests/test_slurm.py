@@ -77,10 +77,14 @@ def test_every_kind_of_srun_tells_the_ranks_their_place(two_nodes: Cluster) -> N
 
 
 EARLY = """\
-# Sourced by the job before it starts its ranks: the first time, it does what --signal=B:USR1@120 makes Slurm do.
+# Sourced by the job before it starts its ranks. The first time its end is near: Slurm sends the signal that the file
+# asks for by --signal=B:USR1@120, and the ranks come after it.
 if [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then
-  scancel --batch --signal=USR1 "$SLURM_JOB_ID"
-  sleep 1
+  scontrol update JobId="$SLURM_JOB_ID" TimeLimit=2
+  sleep 100 &
+  wait $! || echo "site.sh: told"
+else
+  scontrol update JobId="$SLURM_JOB_ID" TimeLimit=60
 fi
 """
 
@@ -88,11 +92,13 @@ fi
 def test_a_job_told_to_stop_or_bereft_of_a_rank_is_queued_again_and_ends_bit_equal(
     two_nodes: Cluster, options: Options, uninterrupted: Job, tmp_path: Path
 ) -> None:
-    """It is told before its ranks are there, then while they train; then one is stopped, with the default timeout."""
+    """It is told by --signal, before its ranks are there; then while they train; then one is stopped: the timeout is
+    the default."""
     site = tmp_path / "site.sh"
     site.write_text(EARLY)
     job = Job(two_nodes, tmp_path / "told", options, variables={"SITE": str(site)})
-    job.wait_for_restart(1)
+    job.wait_for_restart(1, timeout=120)
+    assert "site.sh: told" in job.said
     assert "exit code 75" in job.said or "exit code 138" in job.said, job.said
     job.wait_for_epoch(3)
     two_nodes.run("scancel", "--batch", "--signal=USR1", job.id)

@@ -9,37 +9,29 @@ from pathlib import Path
 
 import pytest
 import yaml
-from required import required
-from slurm import cluster, missing_programs
+from slurm import Cluster
+from slurm_job import ROOT, needs_slurm
 from small_runs import Options
 
-ROOT = Path(__file__).resolve().parent.parent
-MISSING = missing_programs()
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(MISSING) and not required("slurm"),
-        reason=f"{', '.join(MISSING)} not installed: apt install slurm-wlm munge",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_slurm]
 
 
-def test_the_nodes_of_a_job_are_swept_and_examined(finished: tuple[Options, Path], tmp_path: Path) -> None:
+def test_the_nodes_of_a_job_are_swept_and_examined(
+    two_nodes: Cluster, finished: tuple[Options, Path], tmp_path: Path
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(finished[0] | {"task": "pretrain", "run_dir": str(tmp_path / "run")}))
     output, examined, out = tmp_path / "sweep.out", tmp_path / "doctor.json", tmp_path / "scaling"
     place = ("-N2", "--ntasks-per-node=1", f"--chdir={ROOT}")
     variables = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "OUT": str(out)}
     doctor = shlex.join([sys.executable, "-m", "dpt_hpc.launch", "doctor", str(config), "--json"])
-    with cluster(tmp_path / "slurm") as nodes:
-        sweep = nodes.submit(
-            *place, "-o", output, ROOT / "launch" / "scaling.sbatch", config, "--structures", 4, "--steps", 2,
-            environment=variables,
-        )  # fmt: skip
-        assert nodes.wait(sweep, timeout=300) == "COMPLETED", output.read_text()
-        second = nodes.submit(*place, "-o", examined, f"--wrap=srun {doctor}", environment=variables)
-        assert nodes.wait(second) == "COMPLETED", examined.read_text()
+    sweep = two_nodes.submit(
+        *place, "-o", output, ROOT / "launch" / "scaling.sbatch", config, "--structures", 4, "--steps", 2,
+        environment=variables,
+    )  # fmt: skip
+    assert two_nodes.wait(sweep, timeout=300) == "COMPLETED", output.read_text()
+    second = two_nodes.submit(*place, "-o", examined, f"--wrap=srun {doctor}", environment=variables)
+    assert two_nodes.wait(second) == "COMPLETED", examined.read_text()
     result = json.loads((out / "scaling_weak.json").read_text())
     told = [(r["ranks"], r["nodes"], r["launched_by"].split(":")[0]) for r in result["measurements"]]
     assert told == [(1, 1, "srun"), (2, 2, "srun")]

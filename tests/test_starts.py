@@ -15,7 +15,7 @@ import pytest
 import yaml
 from small_runs import Options, config_of, finetune_options
 
-from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.errors import EnvironmentFault, RankLost
 from dpt_hpc.train.config_file import of_an_array
 from dpt_hpc.train.run_dir import claim_run_dir
 from dpt_hpc.train.signals import EXIT_REQUEUE
@@ -68,6 +68,23 @@ def wait_until_it_listens(process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def start(rank: int, ranks: int, port: int, config: Path) -> subprocess.Popen[str]:
+    """As a job that was queued again, which says so in run_dir as soon as its ranks have met."""
+    place = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dpt_hpc.launch", str(config)],
+        env=os.environ | place | {"OMP_NUM_THREADS": "1", "PBS_JOBID": "9.pbs", "DPT_HPC_RESTARTS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "seconds"), [(1, 0.5), (2, 4.0)])
 def test_a_signal_before_the_first_step_ends_a_rank_soon(
@@ -76,17 +93,7 @@ def test_a_signal_before_the_first_step_ends_a_rank_soon(
     """Alone, while it opens its data; and while it waits for another rank, for minutes."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(finished[0] | {"task": "pretrain", "run_dir": str(tmp_path / "run")}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpt_hpc.launch", str(config)],
-        env=os.environ
-        | {"RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(0, ranks, free_port(), config)
     wait_until_it_listens(process)
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
@@ -96,3 +103,52 @@ def test_a_signal_before_the_first_step_ends_a_rank_soon(
     assert time.monotonic() - began < 20
     assert "stopped: told to stop (SIGTERM) before the first step: there was nothing to save." in told
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_ranks_that_are_starting_ends_both(
+    finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    """The other one hears of it by the heartbeat, or, where that has not begun, finds that the first one is gone."""
+    config, port = tmp_path / "config.yaml", free_port()
+    options = finished[0] | {"task": "pretrain", "run_dir": str(tmp_path / "run"), "engine": {"rank_timeout": 12}}
+    config.write_text(yaml.safe_dump(options))
+    processes = [start(rank, 2, port, config) for rank in range(2)]
+    while not (tmp_path / "run" / STARTS).exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    told = "".join(process.communicate(timeout=100)[1] for process in processes)
+    assert processes[1].returncode == EXIT_REQUEUE, told
+    assert processes[0].returncode in (EXIT_REQUEUE, RankLost.exit_code), told
+    assert ("another rank is gone: " in told) is (processes[0].returncode == RankLost.exit_code), told
+    assert time.monotonic() - began < 25
+    assert "Traceback" not in told
+
+
+LONELY = """
+import sys, time
+from dpt_hpc.train.heartbeat import watched
+from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.train.world import find_world
+with watched(Ranks(find_world()), 1.0, sys.argv[1]):
+    print("here", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_launchers_only_rank_ends_with_it(tmp_path: Path) -> None:
+    launcher = subprocess.Popen(
+        ["bash", "-c", f'"{sys.executable}" -c "$0" {tmp_path} & wait', LONELY],
+        env=os.environ | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == "here\n"
+    launcher.kill()
+    began = time.monotonic()
+    assert launcher.stdout.read() == ""  # its end: the rank, which holds the pipe, is gone
+    assert time.monotonic() - began < 20

@@ -79,10 +79,13 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
             raise
         from dpt_hpc.train.failures import is_of_a_peer
 
+        if is_of_a_peer(error):  # while starting, before the heartbeat watches
+            first = str(error).splitlines()[0]
+            _fail(RankLost(f"another rank is gone: {first}\nIts own message says why."), RankLost.exit_code)
         # An error of the program: told in full, but the clean-up of libraries would wait for the other ranks.
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(RankLost.exit_code if is_of_a_peer(error) else 1)
+        os._exit(1)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
