@@ -34,8 +34,8 @@ class EdgeGeometry:
     values: Tensor | None = None
 
     def filters(self, weight: Tensor, bias: Tensor, activation: Activation) -> tuple[Tensor, Tensor | None, Activation]:
-        """`filter_weights`, `filter_bias` and `activation` of the filters activation(functions @ weight.t() + bias), made
-        of the radial functions: weight (C,K), bias (C,)."""
+        """`filter_weights`, `filter_bias` and `activation` of the filters activation(functions @ weight.t() + bias) of
+        the radial functions: weight (C,K), bias (C,)."""
         if self.values is None:
             return weight.t(), bias, activation
         at_knots = functional.linear(self.values, weight, bias)
