@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from small_runs import small_options
+from small_runs import Options, small_options
 
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.quickstart import configs
@@ -27,6 +28,7 @@ from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.pretrained import find_pretrained
 from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.train.run import finished_to
 
 NETWORK = {
     "pretrainings": {"forces": {"config": "pretrain.yaml"}},
@@ -109,6 +111,16 @@ def test_a_cell_that_fails_does_not_stop_the_others(small_dataset: Path, tmp_pat
     assert "3 of the suite's runs failed; all others are done." in str(caught.value)
     assert "forces/small/seed_1: its pre-training" in str(caught.value)
     assert set(facts(plan)) == {"cgcnn/add/baseline/small/seed_0", "cgcnn/add/baseline/small/seed_1"}
+
+
+def test_results_of_an_early_version_are_as_long_as_their_config(
+    finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    early = Path(shutil.copytree(finished[1], tmp_path / "early", symlinks=True))
+    results = json.loads((early / "results.json").read_text())
+    assert results.pop("epochs") == 3
+    (early / "results.json").write_text(json.dumps(results))
+    assert [finished_to(early, epochs) for epochs in (3, 4)] == [True, False]
 
 
 def test_runs_made_with_other_options_are_named(small_dataset: Path, tmp_path: Path) -> None:
@@ -227,7 +239,7 @@ def test_the_suites_that_come_with_it_are_valid(path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_workers_share_the_cells_and_take_up_that_of_a_killed_one(small_dataset: Path, tmp_path: Path) -> None:
-    path = write_suite(tmp_path, small_dataset, epochs=12)
+    path = write_suite(tmp_path, small_dataset, epochs=8)
     plan = plan_suite(path)
     command = [sys.executable, "-m", "dpt_hpc", "suite", str(path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -16,7 +16,7 @@ Indices = NDArray[np.int64]
 @dataclass(frozen=True)
 class Split:
     """Sorted structure indices of the three parts, whose intersections are empty; with `excluded`, which are in none of
-    them, their union is what can be learnt from."""
+    them, their union is what can be learnt from, unless the training part was thinned."""
 
     train: Indices
     validation: Indices
