@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import split_dataset
 from dpt_hpc.errors import DataError
-from dpt_hpc.train.parts import places_as_text
+from dpt_hpc.train.config import DerivativesOptions, ObjectiveOptions, PropertyOptions, SplitOptions
+from dpt_hpc.train.parts import make_split, places_as_text
 
 
 @given(st.lists(st.integers(0, 12), min_size=30, max_size=200), st.integers(0, 5))
@@ -41,3 +45,24 @@ def test_an_empty_part_is_refused() -> None:
 def test_a_split_by_structure_draws_from_the_indices_sorted_as_text(count: int) -> None:
     _, places = np.unique(np.arange(count).astype(str), return_inverse=True)
     assert places_as_text(count).tolist() == places.tolist()
+
+
+@pytest.mark.parametrize("objective", [DerivativesOptions(), PropertyOptions(target="volume_per_atom")])
+@pytest.mark.parametrize("by", ["structure", "group"])
+def test_what_is_excluded_leaves_the_others_in_their_parts(
+    small_dataset: Path, by: str, objective: ObjectiveOptions
+) -> None:
+    dataset = Dataset.open(small_dataset)
+    options = SplitOptions.model_validate(
+        {"train": 0.5, "validation": 0.25, "test": 0.25, "by": by, "train_fraction": 0.7}
+    )
+    whole = make_split(dataset, options, objective, 3)
+    left_out = np.sort(np.array([whole.train[2], whole.validation[0], whole.test[1]]))
+    split = make_split(dataset, options, objective, 3, excluded=left_out)
+    assert split.excluded.tolist() == left_out.tolist()
+    for part in ("train", "validation", "test"):
+        before, after = (getattr(one, part).tolist() for one in (whole, split))
+        assert after == [index for index in before if index not in left_out]
+        assert len(after) == len(before) - 1
+    with pytest.raises(DataError, match=r"data\.exclude: it names all \d+ structures of the test part\.\nExclude"):
+        make_split(dataset, options, objective, 3, excluded=whole.test)

@@ -57,7 +57,8 @@ class DataOptions(Options):
     stage: str | None = None
     """A directory on the node's own disk, such as ${TMPDIR}, to which the shards are copied first, and checked."""
     exclude: str | None = None
-    """A file of `dpt-hpc data leaks --out`, or a JSON list of ids: structures that are in no part of the split."""
+    """A file of `dpt-hpc data leaks --out`, or a JSON list of ids: structures that are taken out of the parts of
+    the split. The others stay in theirs."""
     shuffle_window: int = Field(65_536, ge=1)
     """How many structures are shuffled among themselves. A larger dataset is drawn in windows of that many, made of
     blocks of 64 neighbours in random order, so that a step needs one window in reach and not the dataset."""

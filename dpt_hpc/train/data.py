@@ -80,7 +80,8 @@ def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOpti
         return make_split(dataset, options.split, objective, seed, options.path, excluded)
 
     split: Split = ranks.broadcast(agree(ranks, lambda: made() if ranks.rank == 0 else None))
-    return Split(*(kept_once(part, ranks.node) for part in (split.train, split.validation, split.test)))
+    parts = (split.train, split.validation, split.test, split.excluded)
+    return Split(*(kept_once(part, ranks.node) for part in parts))
 
 
 def store_for(dataset: Dataset, options: DataOptions, dtype: torch.dtype, target: str | None, ranks: Ranks) -> Store:

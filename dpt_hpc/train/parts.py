@@ -28,33 +28,53 @@ def make_split(
     """The split that `options` describe, of the structures that `objective` can learn from.
 
     paths: of the dataset's directories, of which an objective of kind mixed may name some. excluded: structures that
-    are in no part. Raises DataError if a part is empty, or lacks a label of the loss altogether: its loss would be 0.
+    are taken out of the part into which they fall; all others stay where they are without it, so that a run with them
+    and one without are tested alike. Raises DataError if a part is empty, or lacks a label of the loss altogether: its
+    loss would be 0.
     """
     excluded = np.empty(0, dtype=np.int64) if excluded is None else excluded
     usable = np.arange(len(dataset))
     if isinstance(objective, PropertyOptions):
         usable = np.flatnonzero(~np.isnan(target_values(dataset, objective.target)))
-    usable = np.setdiff1d(usable, excluded, assume_unique=True)
     labels = dataset.group_codes if options.by == "group" else places_as_text(len(dataset))
     drawn = seed if options.seed is None else options.seed
     fractions, test = (options.train, options.validation, options.test), None
     if options.matbench is not None:
-        usable, test = _matbench(dataset, options, usable, seed)
+        usable, test = _matbench(dataset, options, usable, excluded, seed)
         both = options.train + options.validation
         fractions = (options.train / both, options.validation / both, 0.0)
     split = split_dataset(labels[usable], fractions, drawn)
     train = thin(labels[usable], split.train, options.train_fraction, drawn)
-    split = Split(usable[train], usable[split.validation], usable[split.test] if test is None else test, excluded)
+    test = usable[split.test] if test is None else test
+    split = _without(Split(usable[train], usable[split.validation], test), excluded)
     if isinstance(objective, LabelOptions):
         _check_labels(dataset, objective, split, paths)
     return split
 
 
-def _matbench(dataset: Dataset, options: SplitOptions, usable: Indices, fold: int) -> tuple[Indices, Indices]:
+def _without(split: Split, excluded: Indices) -> Split:
+    """`split` with no structure of `excluded` in its parts."""
+    if len(excluded) == 0:
+        return split
+    kept = {}
+    for part in ("train", "validation", "test"):
+        indices = getattr(split, part)
+        kept[part] = np.setdiff1d(indices, excluded, assume_unique=True)
+        if len(indices) and not len(kept[part]):
+            raise DataError(
+                f"data.exclude: it names all {len(indices)} structures of the {part} part.\n"
+                "Exclude fewer, use another data.split.seed, or add data."
+            )
+    return Split(**kept, excluded=excluded)
+
+
+def _matbench(
+    dataset: Dataset, options: SplitOptions, usable: Indices, excluded: Indices, fold: int
+) -> tuple[Indices, Indices]:
     """What of `usable` is learnt from in an official fold, and its test part, which must be whole."""
     check_order(dataset.ids(np.arange(len(dataset))))
     learnt, test = matbench_fold(str(options.matbench), options.matbench_task, len(dataset), fold)
-    if missing := len(np.setdiff1d(test, usable)):
+    if missing := len(np.setdiff1d(test, np.setdiff1d(usable, excluded))):
         raise DataError(
             f"data.split.matbench: {missing} structures of the test part of fold {fold} have no target, or are "
             "excluded.\nAn official fold is tested whole: leave out data.exclude, or ingest the targets."
