@@ -1,4 +1,4 @@
-"""On a real Slurm cluster of two nodes: the sbatch file as an array on GPUs, and DeepSpeed's launcher."""
+"""On a real Slurm cluster of two nodes: an array on GPUs, DeepSpeed's launcher, and MPI over the nodes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from required import needs_deepspeed
+from required import MPICH, needs_deepspeed, needs_mpich
 from slurm import NODES, Cluster
-from slurm_job import ROOT, SBATCH, needs_slurm
-from small_runs import Options, finetune_options, of_steps
+from slurm_job import ROOT, SBATCH, Job, needs_slurm
+from small_runs import Options, finetune_options, of_steps, run
 
 pytestmark = [pytest.mark.slow, needs_slurm, needs_deepspeed]
 
@@ -54,6 +55,23 @@ def test_two_seeds_on_gpus_beside_ranks_of_deepspeeds_launcher(
     facts = json.loads((tmp_path / "pretraining" / "run.json").read_text())
     assert (facts["launched_by"], facts["nodes"], facts["world_size"]) == ("srun", list(NODES), 2)
     assert of_steps(tmp_path / "pretraining", "step") == [1, 2, 3]
+
+
+@needs_mpich
+def test_each_node_holds_its_part_of_the_dataset_by_the_mpi_that_srun_starts(
+    two_nodes: Cluster, finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    """MPI=pmi2, which the file hands to srun, and an MPI that speaks it."""
+    changes: Options = {"training": {"epochs": 1, "batch_size": 8}, "engine": {"zero_stage": 2}}
+    options = finished[0] | changes
+    ours = options | {"task": "pretrain", "data": options["data"] | {"store": "cluster"}}
+    variables = {"MPI": "pmi2", "MPI4PY_LIBMPI": str(MPICH / "lib" / "libmpi.so.12")}
+    job = Job(two_nodes, tmp_path / "cluster", ours, "--ntasks-per-node=1", variables=variables)
+    assert job.ends() == "COMPLETED", job.said
+    facts = json.loads((job.run_dir / "run.json").read_text())
+    assert (facts["launched_by"], facts["nodes"]) == ("srun (pmi2)", list(NODES))
+    alone = run(options, tmp_path / "alone", engine={"kind": "torch"})
+    np.testing.assert_allclose(of_steps(job.run_dir, "loss"), of_steps(alone, "loss"), rtol=1e-5)
 
 
 def test_a_shape_that_the_nodes_do_not_have_is_refused_when_it_is_submitted(two_nodes: Cluster) -> None:
