@@ -101,6 +101,13 @@ def test_plain_runs_are_adopted_and_tables_are_of_what_is_there(small_dataset: P
     text = (tmp_path / "tables" / "tables.md").read_text()
     assert "| forces 1 : 500 : 500, 1 epochs | 24 |" in text
     assert run_all(plan) == []  # nothing is left
+    assert "other weights" not in text
+    longer = plan_suite(write_suite(tmp_path, small_dataset, epochs=2)).cells[1].start.cell
+    assert longer is not None
+    pretrain(longer.config, Ranks(), quiet=True, resume=True)
+    write_outcome(plan, tmp_path / "tables", "dpt-hpc suite suite.yaml --tables")
+    told = "small: fine-tuned from other weights than the pre-training's best ones are now"
+    assert told in (tmp_path / "tables" / "tables.md").read_text()
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(small_dataset: Path, tmp_path: Path) -> None:
@@ -189,6 +196,12 @@ def test_a_recipe_is_compared_with_another_networks_baseline(small_dataset: Path
         (
             {"networks": {"cgcnn": {**NETWORK, "against": {"network": "x"}}}},
             r"networks\.cgcnn\.against\.network: there is no 'x'",
+        ),
+        (
+            {
+                "networks": {"cgcnn": {**NETWORK, "against": {"network": "cgcnn", "pooling": "mean"}}},
+            },
+            r"networks\.cgcnn\.against: no cells of cgcnn with mean pooling are a baseline; add baseline to them",
         ),
         ({"cell": []}, r"cell: unknown option; did you mean cells\?"),
         (

@@ -57,6 +57,9 @@ class Against(Options):
     network: str
     pooling: Literal["add", "mean"] = "add"
 
+    def is_in(self, block: Block) -> bool:
+        return block.network == self.network and self.pooling in block.pooling and BASELINE in block.pretrainings
+
 
 class Network(Options):
     """What is run with one network. Its name is a directory; the network itself is in the configs."""
@@ -129,8 +132,13 @@ class SuiteConfig(Options):
             for name in block.pretrainings:
                 _known({BASELINE: None, **network.pretrainings}, name, f"cells.{i}.pretrainings")
         for name, network in self.networks.items():
-            if network.against is not None:
-                _known(self.networks, network.against.network, f"networks.{name}.against.network")
+            if (other := network.against) is not None:
+                _known(self.networks, other.network, f"networks.{name}.against.network")
+                if not any(other.is_in(block) for block in self.cells):
+                    raise ValueError(
+                        f"networks.{name}.against: no cells of {other.network} with {other.pooling} pooling are a "
+                        f"baseline; add {BASELINE} to them"
+                    )
         for title, figure in self.figures.items():
             network = _known(self.networks, figure.network, f"figures.{title}.network")
             for name in (name for line in figure.lines.values() for name in line):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dpt_hpc.errors import DataError
 from dpt_hpc.report.paper import TABLES, look_up, paper_set, pretraining_row, same_size, same_unit
 from dpt_hpc.report.summary import network_name
 from dpt_hpc.report.table_files import write_tables
@@ -17,6 +18,8 @@ from dpt_hpc.report.wording import NO_BREAK, weights_ratio
 from dpt_hpc.suite.config import BASELINE
 from dpt_hpc.suite.plan import FinetuneCell, Plan, PretrainCell, Start
 from dpt_hpc.suite.work import units_of
+from dpt_hpc.train.checkpoint import find_checkpoint
+from dpt_hpc.train.finetune import describe_checkpoint
 from dpt_hpc.train.monitor import write_json
 from dpt_hpc.train.run import finished_to
 from dpt_hpc.train.run_dir import changed_options
@@ -152,9 +155,23 @@ def _result(cell: FinetuneCell, column: Column) -> Result | None:
     errors = {int(seed): float(error) for seed, error in facts["test_mae"].items()}
     paper = _paper(cell, column)
     notes = tuple(f"run with other options than configured: {option}" for option in facts["other_options"])
+    if _other_weights(cell, facts["pretrained_sha256"]):
+        notes += ("fine-tuned from other weights than the pre-training's best ones are now",)
     if cell.config.data.split.matbench is not None:
         notes += ("Matbench's official folds; the mean is over the folds' errors, as Matbench has it",)
     return Result(errors, len(cell.config.seeds), paper and paper[0], paper and paper[1], notes)
+
+
+def _other_weights(cell: FinetuneCell, digest: str | None) -> bool:
+    """Whether a whole pre-training has gone on since its weights, of SHA-256 `digest`, were taken."""
+    start = cell.start
+    if start.cell is None or start.epochs is not None or digest is None:
+        return False
+    try:
+        now: str = describe_checkpoint(find_checkpoint(start.cell.path))["digest"]
+    except DataError:  # its checkpoints were deleted
+        return False
+    return now != digest
 
 
 def _paper(cell: FinetuneCell, column: Column) -> tuple[float, int] | None:
