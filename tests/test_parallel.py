@@ -359,7 +359,7 @@ def free_port() -> int:
     "launcher", [pytest.param("torchrun", marks=needs_torchrun), pytest.param("deepspeed", marks=needs_deepspeed)]
 )
 def test_other_launchers_start_and_train(launcher: str, options: Options, tmp_path: Path) -> None:
-    """The lines of the README, with a port of their own."""
+    """Each with a port of its own, so that no other run on this machine is met."""
     run_dir = tmp_path / "run"
     config = written(tmp_path / "config.yaml", changed(options, {"training": {"epochs": 1}}), run_dir)
     arguments: dict[str, list[Any]] = {

@@ -98,7 +98,7 @@ def test_a_copy_of_a_run_that_has_lost_its_links_goes_on(finished: tuple[Options
     assert of_steps(copy, "step") == list(range(1, 21))
 
 
-def test_a_checkpoint_directory_is_whole_or_absent(finished: tuple[Options, Path]) -> None:
+def test_a_finished_run_leaves_its_latest_checkpoints_and_the_best(finished: tuple[Options, Path]) -> None:
     _, path = finished
     directory = path / "checkpoints"
     assert not list(directory.glob(".partial*"))
