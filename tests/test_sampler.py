@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpt_hpc.data.sampler import BLOCK, Indices, Sampler
+from dpt_hpc.data.sampler import BLOCK, Sampler
+from dpt_hpc.data.tables import Indices
 
 EDGES = np.random.default_rng(0).integers(1, 10_000, size=1000)
 INDICES = np.flatnonzero(np.random.default_rng(1).random(1000) < 0.7)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dpt_hpc.data.split import Indices
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
 
 FOLDS = 5

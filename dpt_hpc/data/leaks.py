@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import ConfigError, DataError
 
-Indices = NDArray[np.int64]
 By = Literal["structure", "composition"]
 Progress = Callable[[int, int], None]
 MAX_Z = 1 << 8

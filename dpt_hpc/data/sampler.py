@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Indices = NDArray[np.int64]
+from dpt_hpc.data.tables import Indices
 
 BLOCK = 64
 """Structures that stay neighbours until their window is shuffled: they are read from disk in one piece."""

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

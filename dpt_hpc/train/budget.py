@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from dpt_hpc.data.sampler import Indices, Sampler
+from dpt_hpc.data.sampler import Sampler
 from dpt_hpc.data.shared_memory import free_memory, status_bytes
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.train.ranks import Ranks
 

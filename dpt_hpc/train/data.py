@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.leaks import read_exclusion
@@ -18,13 +16,12 @@ from dpt_hpc.data.shared_memory import kept_once
 from dpt_hpc.data.split import Split
 from dpt_hpc.data.store import Store
 from dpt_hpc.data.store_choice import open_store
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.config import DataOptions, ObjectiveOptions
 from dpt_hpc.train.parts import make_split
 from dpt_hpc.train.ranks import Ranks
-
-Indices = NDArray[np.int64]
 
 PIECE = 512
 """Structures that are fetched at a time where they are read in a given order, not in the windows of an epoch."""

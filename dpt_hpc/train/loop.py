@@ -38,8 +38,6 @@ from dpt_hpc.train.scoring import EdgeLimit, Scoring, evaluate, zeros
 from dpt_hpc.train.signals import Interrupted
 from dpt_hpc.train.writer import CheckpointWriter, Restored
 
-Indices = NDArray[np.int64]
-
 
 class Trainer:
     """A run in progress: everything that a checkpoint must hold, and the steps that change it."""
@@ -274,6 +272,7 @@ class Trainer:
         monitor.warn(
             f"out of GPU memory at step {self.step + 1}: repeated with an edge budget of {self.sampler.edge_budget}"
         )
+        self._tell_above_budget(monitor)
 
     def _tell_above_budget(self, monitor: Monitor) -> None:
         """Name the structures above the budget, once it is known."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from dpt_hpc.data.folds import check_order, matbench_fold
 from dpt_hpc.data.shards import Dataset
-from dpt_hpc.data.split import Indices, Split, split_dataset, thin
+from dpt_hpc.data.split import Split, split_dataset, thin
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.config import LabelOptions, MixedOptions, ObjectiveOptions, PropertyOptions, SplitOptions

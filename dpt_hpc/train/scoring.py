@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.shards import Dataset
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import EnvironmentFault
 from dpt_hpc.structure import Batch
 from dpt_hpc.train import signals
@@ -27,7 +28,6 @@ from dpt_hpc.train.objective import VALIDATION_EPOCH, Objective
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.signals import Interrupted
 
-Indices = NDArray[np.int64]
 Result = TypeVar("Result")
 GATHERED = 8192
 """Structures whose predictions rank 0 may hold at a time."""
