@@ -20,7 +20,7 @@ from groups import on_ranks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpt_hpc.data import joining
+from dpt_hpc.data import joining, shards
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.statistics import estimate_edges
 from dpt_hpc.data.writing import write_dataset
@@ -141,10 +141,12 @@ def test_the_same_structures_are_not_read_twice(tmp_path: Path, monkeypatch: pyt
         Dataset.open([one, other])
 
 
-def test_the_elements_of_a_part_are_found_shard_by_shard(tmp_path: Path) -> None:
+def test_elements_and_atoms_of_a_part_are_found_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = structures(40)
     dataset = Dataset.open(written(tmp_path / "one", items, shard_atoms=30))
     assert len(dataset.files.paths) > 3
+    monkeypatch.setattr(shards, "SLICE_STRUCTURES", 3)
+    assert dataset.atoms_in(np.array([3, 4, 17, 20, 39])) == dataset.num_atoms[[3, 4, 17, 20, 39]].sum()
     for indices in (np.array([3, 4, 17, 39]), np.arange(40), np.array([], dtype=np.int64)):
         expected = {z for i in indices for z in items[i].atomic_numbers.tolist()}
         shares = on_ranks(3, partial(dataset.elements_of, indices))

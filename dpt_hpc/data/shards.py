@@ -28,6 +28,8 @@ GAP_ATOMS = 512
 SLICE_ATOMS = 1 << 18
 """At most so many atoms are read at a time (13 MB of float64), unless one structure has more."""
 
+SLICE_STRUCTURES = 1 << 16
+
 
 class Dataset:
     """One or several dataset directories, read as one sequence of structures.
@@ -119,6 +121,11 @@ class Dataset:
     def num_atoms_of(self, indices: Indices) -> NDArray[np.int64]:
         """(B,) of a few."""
         return self.atom_ptr[indices + 1] - self.atom_ptr[indices]
+
+    def atoms_in(self, indices: Indices) -> int:
+        """Of all of `indices` (B,) together, summed piece by piece: every rank may ask."""
+        pieces = (indices[at : at + SLICE_STRUCTURES] for at in range(0, len(indices), SLICE_STRUCTURES))
+        return sum(int(self.num_atoms_of(piece).sum()) for piece in pieces)
 
     @property
     def structure_ids(self) -> NDArray[np.str_]:

@@ -148,7 +148,7 @@ class Trainer:
                 "train": train,
                 "validation": validation,
                 "structures_per_second": len(self.data.split.train) / seconds,
-                "atoms_per_second": int(self.data.dataset.num_atoms[self.data.split.train].sum()) / seconds,
+                "atoms_per_second": self.data.dataset.atoms_in(self.data.split.train) / seconds,
                 **self.costs.record(seconds, self.engine.ranks),
             }
             monitor.epoch(self.epoch, epochs, self.step, record)
