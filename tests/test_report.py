@@ -172,7 +172,7 @@ def report(out: Path, *runs: Path) -> Page:
 
 
 def test_a_page_of_every_kind_of_run_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
-    pretrained = write_run(tmp_path / "pretrain", DERIVATIVES, dataset="data/crystals", structures=200)
+    pretrained = write_run(tmp_path / "pretrain", DERIVATIVES, epochs=100, dataset="data/crystals", structures=200)
     denoised = write_run(tmp_path / "denoise", {"kind": "derivative_denoising", "noise_scale": 0.1})
     baseline = write_tuning(tmp_path / "baseline")
     tuned = write_tuning(tmp_path / "tuned", (48.0, 50.0), pretrained=str(pretrained / "checkpoints" / "best"))

@@ -145,9 +145,14 @@ def test_table_5_is_used_for_its_lengths_of_pretraining_alone() -> None:
     assert jdft is not None
     assert jdft.of("forces_1:500:500", 100) == (45.5, 2)
     assert jdft.of("forces_1:500:500", 200) == (38.1, 5)
-    assert jdft.of("forces_1:500:500", 40) == (45.5, 2)
-    assert jdft.of("forces_1:0:0", 200) == (46.5, 2)
+    assert jdft.of("forces_1:500:500") == (45.5, 2)
+    assert jdft.of("baseline") == (62.6, 2)
+    for row, epochs in (("forces_1:500:500", 40), ("forces_1:1:1", 12), ("denoise_derivative", 50)):
+        assert jdft.of(row, epochs) is None, "the number of 100 epochs stands for no other length"
     assert jdft.of("forces_7:7:7") is None
+    torchmd = look_up("jdft", "torchmd_et", "add")
+    assert torchmd is not None
+    assert (torchmd.of("forces_1:1:1", 100), torchmd.of("forces_1:1:1", 50)) == ((50.9, 3), None)
 
 
 @pytest.mark.parametrize(

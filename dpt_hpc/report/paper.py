@@ -16,6 +16,10 @@ DENOISING_STRUCTURES = 62_783
 """The relaxed structures among them, on which the denoising rows were pre-trained."""
 
 
+PRETRAINING_EPOCHS = 100
+"""Of every pre-training in Tables 2 to 4."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How many seeds and epochs a fine-tuning has, and the fractions for training, validation and test."""
@@ -97,10 +101,15 @@ class PaperReference:
         return self.rows["baseline"]
 
     def of(self, row: str, epochs: int | None = None) -> tuple[float, int] | None:
-        """MAE and the number of its table; Table 5 where it holds this length of pre-training and Table 2 does not."""
-        if epochs not in (None, 100) and row in self.by_epochs.get(epochs or 0, {}):
-            return self.by_epochs[epochs or 0][row], 5
-        return (self.rows[row], self.table) if row in self.rows else None
+        """MAE and the number of its table; None where the paper has no such row, or not of this length.
+
+        epochs: of the pre-training; 100 is that of Tables 2 to 4, another one is looked up in Table 5. None: Tables 2
+        to 4, as for the baseline.
+        """
+        if epochs in (None, PRETRAINING_EPOCHS):
+            return (self.rows[row], self.table) if row in self.rows else None
+        found = self.by_epochs.get(epochs or 0, {})
+        return (found[row], 5) if row in found else None
 
 
 def paper_set(dataset: str) -> PaperSet | None:
