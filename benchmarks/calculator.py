@@ -50,7 +50,9 @@ EVALUATIONS = 200
 class Limited(DPTCalculator):
     """A calculator that ends what asks it too often."""
 
-    left = EVALUATIONS
+    def __init__(self, model: dpt_hpc.Model) -> None:
+        super().__init__(model)
+        self.left = EVALUATIONS
 
     def calculate(self, *arguments: Any, **options: Any) -> None:
         self.left -= 1

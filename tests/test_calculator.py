@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
+from calculator import elasticity, main, trajectory
 from networks import NETWORKS
 from small_runs import Options
 
@@ -162,6 +164,42 @@ def test_a_relaxation_of_cell_and_atoms_runs(finished: tuple[Options, Path]) -> 
     relaxation.run(fmax=1e-6, steps=5)
     assert len(energies) == 6
     assert energies[-1] < energies[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_with_an_envelope_a_trajectory_keeps_its_energy() -> None:
+    """Velocity Verlet on a smooth energy: half the step, a quarter of the deviation; no drift to be seen."""
+    options = replace(NETWORKS["cgcnn, exact"], envelope="gate")  # type: ignore[call-arg]
+    model = model_of(options)
+    model.network.set(scale=20.0)
+    atoms = ase.build.bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=4)
+    runs = [trajectory(model, atoms, int(20 / step), step, kelvin=300.0) for step in (1.0, 0.5)]
+    assert runs[0]["mean_temperature"] > 50
+    coarse, fine = (run["deviation_meV_per_atom"] for run in runs)
+    assert coarse / fine == pytest.approx(4, rel=0.15)
+    assert fine < 0.5
+
+
+def test_the_bulk_modulus_of_stress_is_that_of_energy() -> None:
+    options = replace(NETWORKS["cgcnn, exact"], envelope="gate")  # type: ignore[call-arg]
+    found = elasticity(model_of(options), ase.build.bulk("Cu", cubic=True))
+    assert found["from_stress"] == pytest.approx(found["from_energy"], rel=2e-2, abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_runs(
+    finished: tuple[Options, Path], small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "calculator.json"
+    command = ["calculator.py", str(finished[1]), str(small_dataset), "--crystals", "1", "--steps", "3"]
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(out)])
+    monkeypatch.setattr("calculator.EVALUATIONS", 5)
+    main()
+    results = json.loads(out.read_text())
+    assert results["summary"]["atoms_alone"]["of"] == 1
+    assert results["relaxations"][0]["atoms_alone"]["evaluations"] <= 5
+    assert results["trajectory"]["steps"] == 3
 
 
 def test_only_a_network_of_energies_is_a_calculator() -> None:

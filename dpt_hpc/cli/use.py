@@ -31,7 +31,7 @@ def predict(
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", help="What to write: .extxyz, .csv or .json.")],
     forces: Annotated[
-        bool, typer.Option(help="Forces, too; without forces and stress it is three times as fast.")
+        bool, typer.Option(help="Forces, too; without forces and stress it is 2.5 times as fast.")
     ] = True,
     stress: Annotated[bool, typer.Option(help="Stress, too.")] = True,
     energies: Annotated[bool, typer.Option("--energies", help="Energies of the atoms, too.")] = False,

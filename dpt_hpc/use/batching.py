@@ -23,7 +23,7 @@ Compute = Callable[[list[Structure], RadiusGraph, Batch], list[Result]]
 """From the structures of a batch, their graph and the batch to a result for each."""
 
 EDGE_BUDGET = 400_000
-"""Of a batch."""
+"""Of a batch: some 100 MB with the networks here, forces and stress included."""
 
 
 @dataclass(frozen=True)

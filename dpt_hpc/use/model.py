@@ -112,8 +112,8 @@ class Model:
         """Energies, forces, stress and energies per atom, or whatever else the network learnt.
 
         what: Atoms of ASE, a Structure of pymatgen or dpt_hpc: one `Predicted`. A list of them, or the path of a file,
-        directory or dataset: a list (`stream` holds no list). forces, stress: leave them out, for a third of the time.
-        energies: of the atoms, too.
+        directory or dataset: a list (`stream` holds no list). forces, stress: without them it takes two fifths of the
+        time. energies: of the atoms, too.
 
         Doubtful input (atoms nearly on top of each other, atoms without neighbours, elements that are allowed but
         unknown) is warned of. Raises DataError for input that cannot be answered: no structure, elements that the
