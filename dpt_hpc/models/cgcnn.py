@@ -161,6 +161,12 @@ def closing_gaussians(basis: RadialBasis) -> tuple[RadialBasis, Tensor]:
     return replace(basis, count=basis.count + more), weight.expand(more)
 
 
+def openness(lengths: Tensor, cutoff: float, width: float) -> Tensor:
+    """What the odds of a gate are multiplied by where `closing_gaussians` close it, the sum of Gaussians taken as an
+    integral: exp(-CLOSED erfc((cutoff - d) / (sqrt(2) width))), lengths (E,) Å. It is what a neighbour counts for."""
+    return torch.exp(-CLOSED * torch.erfc((cutoff - lengths) / (math.sqrt(2) * width)))
+
+
 class CGCNN(EnergyModel):
     """one-hot Z -> Linear, SiLU -> CGConv layers -> pooling -> (Linear, SiLU) x 3 -> Linear."""
 
@@ -207,7 +213,10 @@ class CGCNN(EnergyModel):
         kind = self.options.envelope
         if kind is None:
             return Edges(lengths, self.basis, self.table, graph)
-        weights = envelope_of("cosine" if kind == "gate" else kind, lengths, self.cutoff)
+        if kind == "gate":
+            weights = openness(lengths, self.cutoff, self.options.gaussian_width * self.cutoff)
+        else:
+            weights = envelope_of(kind, lengths, self.cutoff)
         counts = 1 + gather_aggregate(
             weights[:, None], weights.new_ones(graph.num_atoms, 1), graph, self.options.backend
         )
