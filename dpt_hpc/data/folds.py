@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,12 @@ from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
 
 FOLDS = 5
+PARTS = ("train", "test")
 ROW = re.compile(r"mb-.*-(\d+)")
 """Matbench's ids: mb-jdft2d-001 is the first row of matbench_jdft2d."""
+
+PLACE = re.compile(r"(?:.*:)?(\d+)")
+"""Other ids that say which row a structure is, counted from 0: 12, or jdft:12 of a file without ids."""
 
 
 def matbench_fold(path: str, task: str | None, num_structures: int, fold: int) -> tuple[Indices, Indices]:
@@ -25,9 +30,57 @@ def matbench_fold(path: str, task: str | None, num_structures: int, fold: int) -
 
     path: Matbench's validation file (matbench_v0.1_validation.json, or with some tasks only; .gz too). task: such as
     matbench_jdft2d; None: the file's only one with so many structures. Raises DataError where the dataset cannot be
-    that task's.
+    that task's, or for a fold that Matbench has not.
     """
     tasks = _read(path)
+    task = _task_of(tasks, path, task, num_structures)
+    if not 0 <= fold < FOLDS:
+        raise DataError(
+            f"data.split.matbench: the seed is {fold}, and is the number of the fold, but there are folds 0 to "
+            f"{FOLDS - 1}.\nSet seeds to some of these."
+        )
+    parts = tasks[task][f"fold_{fold}"]
+    learnt, tested = (np.sort(np.array([_row(name, path) for name in parts[part]])) for part in PARTS)
+    if not np.array_equal(np.sort(np.concatenate([learnt, tested])), np.arange(num_structures)):
+        raise DataError(
+            f"{path}: fold {fold} of {task} does not hold each of its {num_structures:,} rows once.\n"
+            "Download the file again: its SHA-256 is published with Matbench."
+        )
+    return learnt, tested
+
+
+def describe_folds(path: str, task: str | None, num_structures: int, fold: int) -> dict[str, Any]:
+    """Which fold of which file a run tests, for run.json and the model card: a file may change, its digest tells.
+
+    Raises DataError as `matbench_fold` does.
+    """
+    found = _task_of(_read(path), path, task, num_structures)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return {"path": path, "task": found, "fold": fold, "digest": digest}
+
+
+def check_order(ids: Sequence[str]) -> None:
+    """Refuse a dataset whose ids do not count Matbench's rows, or do not say which rows its structures are.
+
+    Raises DataError that names the first such structure.
+    """
+    for place, name in enumerate(ids):
+        row = int(m[1]) - 1 if (m := ROW.fullmatch(name)) else int(m[1]) if (m := PLACE.fullmatch(name)) else None
+        if row is None:
+            raise DataError(
+                f"data.split.matbench: structure {place} of the dataset is {name!r}, which does not say which row of "
+                "Matbench it is.\nThe folds count the rows: ingest Matbench's own file without --id-key, or give the "
+                "structures ids that count its rows from 0."
+            )
+        if row != place:
+            raise DataError(
+                f"data.split.matbench: structure {place} of the dataset is {name}: not in Matbench's order.\n"
+                "The folds count its rows: ingest all of them, in that order."
+            )
+
+
+def _task_of(tasks: Mapping[str, Any], path: str, task: str | None, num_structures: int) -> str:
+    """`task`, or the only one with so many structures; DataError if it cannot be that of such a dataset."""
     sizes = {name: sum(len(part) for part in folds["fold_0"].values()) for name, folds in tasks.items()}
     if task is None:
         fitting = [name for name, size in sizes.items() if size == num_structures]
@@ -37,7 +90,7 @@ def matbench_fold(path: str, task: str | None, num_structures: int, fold: int) -
                 f"of {path} have: {', '.join(f'{name} {size:,}' for name, size in sizes.items())}.\n"
                 "The folds are of whole datasets: ingest all of one, in Matbench's order, or set matbench_task."
             )
-        task = fitting[0]
+        return fitting[0]
     if task not in tasks:
         raise DataError(
             f"data.split.matbench_task is {task!r}, but {path} has {', '.join(tasks)}.\nSet it to one of them, or null."
@@ -47,25 +100,7 @@ def matbench_fold(path: str, task: str | None, num_structures: int, fold: int) -
             f"data.split.matbench: {task} has {sizes[task]:,} structures, the dataset {num_structures:,}.\n"
             "The folds count its rows: ingest all of them, in Matbench's order."
         )
-    parts = tasks[task][f"fold_{fold}"]
-    learnt, tested = (np.sort(np.array([_row(name, path) for name in parts[part]])) for part in ("train", "test"))
-    if not np.array_equal(np.sort(np.concatenate([learnt, tested])), np.arange(num_structures)):
-        raise DataError(
-            f"{path}: fold {fold} of {task} does not hold each of its {num_structures:,} rows once.\n"
-            "Download the file again: its SHA-256 is published with Matbench."
-        )
-    return learnt, tested
-
-
-def check_order(ids: Sequence[str]) -> None:
-    """Refuse a dataset whose ids are numbers, or Matbench's own, that do not count its rows. Raises DataError."""
-    numbers = [int(name) if name.isdigit() else int(m[1]) - 1 if (m := ROW.fullmatch(name)) else -1 for name in ids]
-    wrong = next((i for i, number in enumerate(numbers) if number != i), None)
-    if -1 not in numbers and wrong is not None:
-        raise DataError(
-            f"data.split.matbench: structure {wrong} of the dataset is {ids[wrong]}: not in Matbench's order.\n"
-            "The folds count its rows: ingest all of them, in that order."
-        )
+    return task
 
 
 @lru_cache(maxsize=2)
@@ -74,7 +109,8 @@ def _read(path: str) -> Mapping[str, Any]:
         content = Path(path).read_bytes()
         found = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
         tasks = found.get("splits", found)  # the official file has more than the splits
-        assert all(len(folds["fold_0"]["train"]) and folds["fold_0"]["test"] for folds in tasks.values())
+        parts = [folds[f"fold_{k}"][part] for folds in tasks.values() for k in range(FOLDS) for part in PARTS]
+        assert all(len(names) for names in parts)
     except OSError as error:
         raise DataError(f"data.split.matbench: {path}: {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, EOFError):

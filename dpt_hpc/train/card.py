@@ -115,7 +115,7 @@ def describe_training(
         "dataset": data,
         "split": {
             **{part: len(getattr(split, part)) for part in ("train", "validation", "test")},
-            "by": options.by,
+            "by": options.by if options.matbench is None else "matbench",
             "seed": seed if options.seed is None else options.seed,
         },
         "objective": config.objective.model_dump(mode="json"),
@@ -134,7 +134,7 @@ def _named(value: Any, key: str = "") -> Any:
     return Path(value).name if key in PATHS and isinstance(value, str) else value
 
 
-PATHS = {"path", "checkpoint", "run_dir", "pretrained", "stage", "deepspeed"}
+PATHS = {"path", "checkpoint", "run_dir", "pretrained", "stage", "deepspeed", "exclude", "matbench"}
 """Keys of a card, or of a config, whose text is a place on the machine."""
 
 

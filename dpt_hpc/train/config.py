@@ -310,6 +310,16 @@ class PretrainConfig(RunConfig):
     seed: int = Field(0, ge=0)
     objective: Annotated[PretrainObjective, Field(discriminator="kind")] = DerivativesOptions()
 
+    @field_validator("data")
+    @classmethod
+    def _has_no_folds(cls, value: DataOptions) -> DataOptions:
+        if value.split.matbench is not None:
+            raise ValueError(
+                "split.matbench is given, but the folds part Matbench's datasets for fine-tuning, one fold a seed: a "
+                "pre-training has one split. Leave it out"
+            )
+        return value
+
 
 class FinetuneConfig(RunConfig):
     task: Literal["finetune"] = "finetune"

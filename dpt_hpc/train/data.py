@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from dpt_hpc.data.folds import describe_folds
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.leaks import read_exclusion
 from dpt_hpc.data.loader import Loader, Step, in_windows, parts_in_windows
@@ -79,6 +81,18 @@ def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOpti
     split: Split = ranks.broadcast(agree(ranks, lambda: made() if ranks.rank == 0 else None))
     parts = (split.train, split.validation, split.test, split.excluded)
     return Split(*(kept_once(part, ranks.node) for part in parts))
+
+
+def share_folds(dataset: Dataset, options: DataOptions, seed: int, ranks: Ranks) -> dict[str, Any] | None:
+    """`describe_folds` of a run on Matbench's folds, None of any other; rank 0 reads the file for all. Collective."""
+    if (path := options.split.matbench) is None:
+        return None
+
+    def described() -> dict[str, Any]:
+        return describe_folds(path, options.split.matbench_task, len(dataset), seed)
+
+    folds: dict[str, Any] = ranks.broadcast(agree(ranks, lambda: described() if ranks.rank == 0 else None))
+    return folds
 
 
 def store_for(dataset: Dataset, options: DataOptions, dtype: torch.dtype, target: str | None, ranks: Ranks) -> Store:

@@ -23,7 +23,7 @@ from dpt_hpc.train.card import ModelCard, describe_training
 from dpt_hpc.train.checkpoint import load_card, load_state, load_weights
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
 from dpt_hpc.train.counting import Counts, count_edges, needs_counts
-from dpt_hpc.train.data import PIECE, Data, store_for
+from dpt_hpc.train.data import PIECE, Data, share_folds, store_for
 from dpt_hpc.train.engine import build_engine, choose_device
 from dpt_hpc.train.failures import leaving_traceback
 from dpt_hpc.train.growing import GrowingArrays
@@ -167,6 +167,8 @@ class Run:
         if self.config.data.exclude is not None:
             sources["excluded"] = describe_exclusion(dataset, split, self.config.data.exclude)
             told = f"{len(split.excluded)} excluded by {self.config.data.exclude}; "
+        if (folds := share_folds(dataset, self.config.data, self.seed, self.ranks)) is not None:
+            sources["folds"] = folds
         trainer = self.trainer(dataset, split, model, sources)
         engine = trainer.engine
         facts = {
