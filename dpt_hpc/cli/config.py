@@ -62,6 +62,7 @@ def check(file: Path, overrides: Set = None) -> None:
     """Whether a config is valid, and its data and files are there. Starts nothing."""
     from dpt_hpc.data.leaks import read_exclusion
     from dpt_hpc.data.shards import Dataset
+    from dpt_hpc.train.compat import differences
     from dpt_hpc.train.parts import make_split, target_values
     from dpt_hpc.train.pretrained import find_pretrained
 
@@ -76,6 +77,8 @@ def check(file: Path, overrides: Set = None) -> None:
     split = make_split(dataset, options.data.split, options.objective, seed, options.data.path, excluded)
     sizes = " / ".join(str(len(part)) for part in (split.train, split.validation, split.test))
     console.print(f"{file}: valid; {sizes} structures to train, validate, test", soft_wrap=True)
+    if unlike := differences(options.compat, options):
+        console.print(unlike, soft_wrap=True)
 
 
 @config.command(epilog="Example: `dpt-hpc config schema pretrain > pretrain.schema.json`")

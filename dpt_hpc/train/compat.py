@@ -1,10 +1,10 @@
-"""Presets of what the paper's code does otherwise than we do (method.md): one word for its experiments, one for its
-release.
+"""Presets of the paper (method.md): one word for the code of its experiments, one for that of its release.
 
 `exact`, the default, sets nothing. The paper's two codes cut the periodic images and broaden the radial functions
 differently; both split by structure, learn plain labels in float32 without averaged weights, train all weights alike
-to the last epoch, test those of the best one, and denoise with the sign of the noise. Numbers that are not ours against
-theirs (sizes, rates, epochs) are the defaults of the options, or stand in configs/.
+to the last epoch, test those of the best one, and denoise with the sign of the noise. All this, and the sizes of a
+network, cannot be given otherwise under a preset. Amounts can (rates, batches, epochs, fractions of the split): what is
+left open is the paper's for that network and task, and a run says what differs from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 Compat = Literal["exact", "paper-experiments", "paper-release"]
 
-ANY_RUN = {
+ANY_RUN: Mapping[str, Any] = {
     "data.split.by": "structure",
     "training.batching": "random",
     "training.early_stopping": None,
@@ -23,15 +23,38 @@ ANY_RUN = {
     "training.precision": "float32",
 }
 
-NETWORKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+SIZES: Mapping[str, Mapping[str, Any]] = {
     "cgcnn": {
-        "paper-experiments": {"model.max_images": 1, "model.gaussian_width": 0.05, "model.envelope": None},
-        "paper-release": {"model.max_images": 2, "model.gaussian_width": 0.2, "model.envelope": None},
+        "model.cutoff": 8.0,
+        "model.max_neighbors": 250,
+        "model.num_elements": 100,
+        "model.hidden": 100,
+        "model.layers": 4,
+        "model.gaussians": 50,
+        "model.readout_hidden": 150,
+        "model.readout_layers": 3,
+        "model.envelope": None,
     },
     "torchmd_et": {
-        "paper-experiments": {"model.max_images": 1, "model.envelope": None},
-        "paper-release": {"model.max_images": 2, "model.envelope": None},
+        "model.cutoff": 8.0,
+        "model.max_neighbors": 250,
+        "model.num_elements": 100,
+        "model.hidden": 128,
+        "model.layers": 8,
+        "model.heads": 8,
+        "model.radial": 50,
+        "model.readout_hidden": 128,
+        "model.readout_layers": 2,
+        "model.envelope": None,
     },
+}
+
+NETWORKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "cgcnn": {
+        "paper-experiments": {"model.max_images": 1, "model.gaussian_width": 0.05},
+        "paper-release": {"model.max_images": 2, "model.gaussian_width": 0.2},
+    },
+    "torchmd_et": {"paper-experiments": {"model.max_images": 1}, "paper-release": {"model.max_images": 2}},
 }
 
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
@@ -47,9 +70,41 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+AMOUNTS: Mapping[str, Mapping[str, Any]] = {
+    "cgcnn": {
+        "optimizer.learning_rate": 2e-3,
+        "schedule.min_learning_rate": 1e-5,
+        "training.batch_size": 50,
+        "model.filters": "exact",
+    },
+    "torchmd_et": {
+        "optimizer.learning_rate": 2e-4,
+        "schedule.min_learning_rate": 1e-6,
+        "training.batch_size": 32,
+        "model.filters": "exact",
+        "model.vector_norm": None,
+    },
+}
+"""Filters from a table differ by their interpolation alone; a norm of the vectors keeps denoising by a head stable."""
+
+OF_ANY_TASK: Mapping[str, Any] = {
+    "optimizer.weight_decay": 0.01,
+    "schedule.factor": 0.8,
+    "schedule.patience": 10,
+    "schedule.threshold": 2e-4,
+    "training.clip_norm": 10.0,
+}
+
+FRACTIONS = ("data.split.train", "data.split.validation", "data.split.test")
+
+TUNING_BATCHES: Mapping[str, int] = {"exfoliation_energy": 32, "last_phdos_peak": 32}
+"""Of CGCNN, by target: JDFT and Phonons, as the paper has them (MP formation energy and MP gap have 32, too)."""
+
+OTHER_TUNING_BATCH = 128
+
 
 def preset(compat: str, network: str, objective: str) -> dict[str, Any]:
-    """The options that `compat` sets for a network and a kind of objective, by dotted names.
+    """The options that `compat` fixes for a network and a kind of objective, by dotted names.
 
     Raises ValueError for a network or an objective that the paper does not have.
     """
@@ -60,21 +115,39 @@ def preset(compat: str, network: str, objective: str) -> dict[str, Any]:
             raise ValueError(
                 f"compat is {compat}, but the paper has no {what} {name}; it has {', '.join(known)}. Expected exact"
             )
-    return {**ANY_RUN, **NETWORKS[network][compat], **OBJECTIVES[objective]}
+    return {**ANY_RUN, **SIZES[network], **NETWORKS[network][compat], **OBJECTIVES[objective]}
+
+
+def amounts(network: str, objective: str, target: str) -> dict[str, Any]:
+    """The options that a preset sets where they are left open, by dotted names. target: of kind property."""
+    found = {**OF_ANY_TASK, **AMOUNTS[network], "training.epochs": 100}
+    fractions = (0.8, 0.05, 0.15)
+    if objective == "property":
+        fractions = (0.6, 0.2, 0.2)
+        found["training.epochs"] = 200
+        if network == "cgcnn":
+            found["training.batch_size"] = TUNING_BATCHES.get(target, OTHER_TUNING_BATCH)
+    return found | dict(zip(FRACTIONS, fractions, strict=True))
 
 
 def filled(raw: Mapping[str, Any], network: str, objective: str) -> dict[str, Any]:
     """Options as they were written down, and those of the preset that they name where they leave them open.
 
-    network, objective: those that are meant where `raw` names none. Raises ValueError as `preset` does.
+    network, objective: those that are meant where `raw` has no such group. Raises ValueError as `preset` does.
     """
     options = dict(raw)
     compat = options.get("compat", "exact")
     if compat not in ("paper-experiments", "paper-release"):
         return options
-    network = _tag(options.get("model"), "name", network)
-    objective = _tag(options.get("objective"), "kind", objective)
-    for key, value in preset(compat, network, objective).items():
+    options.setdefault("model", {"name": network})
+    options.setdefault("objective", {"kind": objective})
+    network = _tag(options["model"], "name", network)
+    objective = _tag(options["objective"], "kind", objective)
+    settings = preset(compat, network, objective)
+    settings |= amounts(network, objective, _tag(options["objective"], "target", ""))
+    if any(_given(options, key) for key in FRACTIONS):  # they add up to one: all are the paper's, or none
+        settings = {key: value for key, value in settings.items() if key not in FRACTIONS}
+    for key, value in settings.items():
         *parents, last = key.split(".")
         node: Any = options
         for parent in parents:
@@ -89,16 +162,44 @@ def filled(raw: Mapping[str, Any], network: str, objective: str) -> dict[str, An
 
 
 def check_preset(compat: str, options: Any) -> None:
-    """Raises ValueError if an option of a checked config is not the one that its preset sets."""
-    wrong = []
-    for key, value in preset(compat, options.model.name, options.objective.kind).items():
+    """Raises ValueError if an option of a checked config is not the one that its preset fixes."""
+    fixed = preset(compat, options.model.name, options.objective.kind)
+    wrong = [
+        f"it sets {key}={_plain(value)}, but {key}={_plain(given)} is given"
+        for key, value, given in _otherwise(fixed, options)
+    ]
+    if wrong:
+        raise ValueError(f"compat is {compat}: {'; '.join(wrong)}. Leave these options out, or use compat=exact")
+
+
+def differences(compat: str, options: Any) -> str | None:
+    """What of a checked config is not as in the paper that `compat` follows, though it may be: one line, or None."""
+    if compat == "exact":
+        return None
+    known = amounts(options.model.name, options.objective.kind, getattr(options.objective, "target", ""))
+    found = [f"{key}={_plain(given)} (the paper: {_plain(value)})" for key, value, given in _otherwise(known, options)]
+    return f"compat is {compat}, except for {', '.join(found)}" if found else None
+
+
+def _otherwise(expected: Mapping[str, Any], options: Any) -> list[tuple[str, Any, Any]]:
+    """Key, expected value and given one, of those that differ."""
+    found = []
+    for key, value in expected.items():
         given = options
         for part in key.split("."):
             given = getattr(given, part)
         if given != value:
-            wrong.append(f"it sets {key}={_plain(value)}, but {key}={_plain(given)} is given")
-    if wrong:
-        raise ValueError(f"compat is {compat}: {'; '.join(wrong)}. Leave these options out, or use compat=exact")
+            found.append((key, value, given))
+    return found
+
+
+def _given(options: Any, key: str) -> bool:
+    node = options
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _tag(options: Any, key: str, default: str) -> str:

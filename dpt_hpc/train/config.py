@@ -282,8 +282,9 @@ class RunConfig(Options):
     run_dir: str
     compat: Compat = "exact"
     """exact: all neighbours within the cutoff, physical signs, a split by material, unless an option says otherwise.
-    paper-experiments, paper-release: what either code of the paper did instead; those options cannot be given otherwise
-    then (dpt_hpc/train/compat.py lists them)."""
+    paper-experiments, paper-release: what either code of the paper did instead, and its sizes of the network; none of
+    these can be given otherwise then. Rates, batches, epochs and fractions of the split are the paper's where they are
+    left open; a run says where they are not (dpt_hpc/train/compat.py lists all)."""
     data: DataOptions
     model: Annotated[ModelOptions, Field(discriminator="name"), BeforeValidator(_named)] = CGCNNOptions()
     optimizer: OptimizerOptions = OptimizerOptions()

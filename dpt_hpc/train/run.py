@@ -21,6 +21,7 @@ from dpt_hpc.models import Scaling, set_precision
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.card import ModelCard, describe_training
 from dpt_hpc.train.checkpoint import load_card, load_state, load_weights
+from dpt_hpc.train.compat import differences
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
 from dpt_hpc.train.counting import Counts, count_edges, needs_counts
 from dpt_hpc.train.data import PIECE, Data, share_folds, store_for
@@ -201,6 +202,8 @@ class Run:
             f"validate, test; {told}{facts['parameters']} parameters; {facts['engine']} on {facts['device']}; "
             f"{self.ranks.world.source}" + (f"; resumed at step {trainer.step}" if self.resume else "")
         )
+        if unlike := differences(self.config.compat, self.config):
+            monitor.say(unlike)
         unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]
         if unseen:
             monitor.warn(f"elements outside the training part, which the network never sees: {', '.join(unseen)}")
