@@ -42,6 +42,8 @@ def test_a_command_of_the_readme_exists(words: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     verb, *rest = arguments
     command = group.commands[verb]
+    while hasattr(command, "commands"):  # of `data get`, `config init` and the like, the last word is the verb
+        command, *rest = command.commands[rest[0]], *rest[1:]
     known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
     assert {a for a in rest if a.startswith("-")} <= known
     if verb in ("pretrain", "finetune"):
