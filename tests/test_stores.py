@@ -233,8 +233,8 @@ def test_auto_does_not_take_more_than_ulimit_leaves(small: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, str(small)], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["node", "disk", "disk"], done.stderr
     assert re.fullmatch(
-        r"warning: data.store is auto, and reads from disk: memory: a dataset of 200 structures takes 0.4 GB, more "
-        r"than this process may have.\n.*\n",
+        r"warning: data.store is auto, took node, and now reads from disk: memory: a dataset of 200 structures takes "
+        r"0.4 GB, more than this process may have.\n.*\n",
         done.stderr,
     )
 

@@ -42,7 +42,7 @@ def open_store(
             return open_store(dataset, layout, chosen, memory, everyone=everyone, node=node, node_rank=node_rank)
         except EnvironmentFault as fault:  # on all ranks
             if everyone.rank == 0:
-                print(f"warning: data.store is auto, and reads from disk: {fault}", file=sys.stderr)
+                print(f"warning: data.store is auto, took {chosen}, and now reads from disk: {fault}", file=sys.stderr)
             kind = "disk"
     if kind == "cluster":
         return ClusterStore(dataset, layout, everyone, node, node_rank)
