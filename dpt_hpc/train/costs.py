@@ -12,8 +12,8 @@ from dpt_hpc.train.ranks import Ranks
 class EpochCosts:
     """Sums over the steps of an epoch up to now; a checkpoint holds them, so that an interrupted epoch is told whole.
 
-    waited: seconds that this rank was without data (before an interruption: rank 0). imbalance, imbalance_max: sum and maximum over the steps of the
-    fullest rank's edges over the mean of all ranks.
+    waited: seconds that this rank (before an interruption: rank 0) was without data. imbalance, imbalance_max: sum and
+    maximum over the steps of the fullest rank's edges over the mean of all ranks.
     """
 
     waited: float = 0.0
