@@ -26,7 +26,6 @@ BREAKS = {
     "torchmd_et, exact": {"expnorm_taps": 1, "radial_messages": 2},
     "torchmd_et, table": {"radial_messages": 2},
     "schnet, exact": {"gather_aggregate": 1},
-    "painn, exact": {"radial_messages": 1},
 }
 """Where one layer breaks the graph: an op and how often. (The transformer's other message is its embedding.)"""
 
