@@ -8,7 +8,8 @@ relaxations    crystals of DATASET (of the test part where MODEL is a run that h
                displaced by 0.05 Å (standard deviation of every coordinate), relaxed twice: atoms alone
                (BFGS), then atoms and cell (FIRE on the Frechet cell filter). Told: whether the energy fell in every
                step, and the largest force in the end.
-trajectory     velocity Verlet at constant energy, from 300 K: drift of the total energy, and its largest step.
+trajectory     velocity Verlet at constant energy from velocities of 600 K, which a solid at its minimum would halve:
+               drift of the total energy, and its largest step.
 elasticity     bulk modulus from the stress, and from the curvature of the energy: they agree where both are right.
 supercells     energy per atom of a doubled crystal against the crystal: equal for an energy that is extensive.
 """
