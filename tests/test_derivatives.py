@@ -297,3 +297,6 @@ def test_stress_without_a_volume_is_refused(model: EnergyModel) -> None:
     flat = replace(batch_of([MOLECULE]), cell=torch.zeros(1, 3, 3, dtype=torch.float64))
     with pytest.raises(DataError, match="structure 0 of the batch: the cell has zero volume"):
         predict(model, flat)
+    unasked = predict(model, flat, stress=torch.tensor([False])).stress
+    assert unasked is not None
+    assert not unasked.any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from small_runs import Options, run
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.data.store import DiskStore
+from dpt_hpc.data.writing import write_dataset
+from dpt_hpc.errors import DataError
 from dpt_hpc.models import CGCNNOptions, EnergyModel, build_model
 from dpt_hpc.quickstart import PACKAGE
+from dpt_hpc.structure import Structure
 from dpt_hpc.train.checkpoint import load_card, load_model
-from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions
+from dpt_hpc.train.config import DenoisingOptions, DerivativesOptions, MixedOptions, SplitOptions
 from dpt_hpc.train.data import Data
 from dpt_hpc.train.objective import build_objective
+from dpt_hpc.train.parts import make_split
 from dpt_hpc.train.references import Triangle, fit_scaling
 
 SMALL = CGCNNOptions(cutoff=4.0, hidden=8, layers=1, gaussians=8, readout_hidden=8)
@@ -46,6 +51,62 @@ def test_micro_batches_and_ranks_change_no_gradient(small_dataset: Path) -> None
     parts = gradient([np.arange(1), nothing, np.arange(1, 4), np.arange(4, 20)])
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def with_molecule(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve crystals with their labels, and at 5 a molecule with neither labels nor a cell."""
+    items = [replace(Dataset.open(small_dataset).get(i), properties={}) for i in range(12)]
+    items[5] = Structure(
+        positions=torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.1]], dtype=torch.float64),
+        cell=torch.zeros(3, 3, dtype=torch.float64),
+        pbc=torch.zeros(3, dtype=torch.bool),
+        atomic_numbers=torch.tensor([8, 6]),
+        structure_id="carbon monoxide",
+        group="CO",
+    )
+    write_dataset(items, out := tmp_path_factory.mktemp("data") / "molecule", provenance={}, property_units={})
+    return out
+
+
+@pytest.mark.parametrize("options", [DerivativesOptions(), DerivativesOptions(stress_weight=0), MixedOptions()])
+def test_stress_is_learnt_beside_structures_without_a_cell(
+    options: DerivativesOptions | MixedOptions, with_molecule: Path
+) -> None:
+    dataset = Dataset.open(with_molecule)
+    torch.manual_seed(0)
+    objective = build_objective(build_model(SMALL).double(), options, seed=0)
+    alone, beside = (dataset.read(np.array(i), dtype=torch.float64) for i in ([2], [5, 2]))
+    labels = {"energy", "forces", "stress", "energy_per_atom"}
+    for mode in (True, False):
+        objective.train(mode)
+        found = []
+        for batch in (alone, beside):
+            objective.zero_grad()
+            loss, sums = objective(batch, 1, objective.counts(batch))
+            if mode:
+                loss.backward()
+                assert all(p.grad is None or p.grad.isfinite().all() for p in objective.parameters())
+            found.append({k: float(v) for k, v in sums.items() if k.rsplit("_", 1)[0] in labels})
+        assert found[0] == pytest.approx(found[1], rel=1e-10)
+        assert ("stress_error" in found[0]) == (not mode or options.stress_weight > 0)
+
+
+def test_stress_of_what_has_no_volume_is_refused_by_id_before_anything_is_computed(
+    with_molecule: Path, tmp_path: Path
+) -> None:
+    dataset = Dataset.open(with_molecule)
+    split = SplitOptions(train=0.5, validation=0.25, test=0.25, by="structure")
+    assert len(make_split(dataset, split, DerivativesOptions(), 0).train) == 6
+    items = [dataset.get(i) for i in range(12)]
+    items[5] = replace(items[5], stress=torch.zeros(3, 3, dtype=torch.float64))
+    write_dataset(items, tmp_path / "flat", provenance={}, property_units={})
+    flat = Dataset.open(tmp_path / "flat")
+    message = r"1 structures have stress, but a cell of zero volume: carbon monoxide\.\nStress is per volume"
+    for weight in (1.0, 0.0):
+        with pytest.raises(DataError, match=message):
+            make_split(flat, split, DerivativesOptions(stress_weight=weight), 0)
+    make_split(flat, split, DerivativesOptions(), 0, excluded=np.array([5]))
 
 
 def test_noise_is_fresh_in_every_epoch_and_belongs_to_its_structure(small_dataset: Path) -> None:

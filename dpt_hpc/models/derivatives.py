@@ -37,16 +37,24 @@ def build_graph(model: EnergyModel, batch: Batch) -> RadiusGraph:
 
 
 def predict(
-    model: EnergyModel, batch: Batch, *, forces: bool = True, stress: bool = True, graph: RadiusGraph | None = None
+    model: EnergyModel,
+    batch: Batch,
+    *,
+    forces: bool = True,
+    stress: bool | Tensor = True,
+    graph: RadiusGraph | None = None,
 ) -> Prediction:
     """Energy, and its derivatives on request (method.md, "Derivatives").
 
     A symmetric strain of value zero acts on positions and cell, so that one call of autograd gives both
     forces = -dE/dpositions and stress = (1/V) dE/dstrain. In training mode the result can be differentiated once more
-    with respect to the weights; in eval mode it is detached. graph: `build_graph` of the batch, if it is there already.
+    with respect to the weights; in eval mode it is detached. stress: of all structures, of none, or of those of a mask
+    (B,) bool; it is 0 for the others, which need no volume. graph: `build_graph` of the batch, if it is there already.
 
     Raises DataError if stress is asked for a structure without a volume.
     """
+    asked = stress if isinstance(stress, Tensor) else None
+    stress = asked is not None or bool(stress)
     if graph is None:
         with part("graph"):
             graph = build_graph(model, batch)
@@ -80,7 +88,7 @@ def predict(
     return Prediction(
         energy,
         forces=-gradients[0] if forces else None,
-        stress=gradients[-1] / _volumes(batch)[:, None, None] if stress else None,
+        stress=_per_volume(gradients[-1], batch, asked) if stress else None,
     )
 
 
@@ -98,14 +106,17 @@ def _rowwise(rows: Tensor, matrices: Tensor, index: Tensor) -> Tensor:
     return (rows[:, :, None] * matrices.index_select(0, index)).sum(1)
 
 
-def _volumes(batch: Batch) -> Tensor:
+def _per_volume(gradient: Tensor, batch: Batch, asked: Tensor | None) -> Tensor:
+    """(B,3,3) eV/Å³: dE/dstrain over the volume, 0 where it is not `asked` for (None: for all)."""
     volume = batch.volume
-    flat = (volume == 0).nonzero().flatten()
-    if flat.numel():
-        index = int(flat[0])
+    flat = volume == 0 if asked is None else (volume == 0) & asked
+    if (found := flat.nonzero().flatten()).numel():
+        index = int(found[0])
         raise DataError(
             f"predict: stress of structure {index} of the batch: the cell has zero volume, and stress is per volume.\n"
             "Ask for forces only, or give the structure a cell.",
             index,
         )
-    return volume
+    if asked is None:
+        return gradient / volume[:, None, None]
+    return (gradient / torch.where(asked, volume, 1.0)[:, None, None]) * asked[:, None, None]

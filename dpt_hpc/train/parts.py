@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dpt_hpc.data.folds import check_order, matbench_fold
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split, split_dataset, thin
+from dpt_hpc.data.statistics import EDGE_MAX_NEIGHBORS
 from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
@@ -145,6 +146,7 @@ def _check_labels(dataset: Dataset, objective: LabelOptions, split: Split, paths
             denoised[stretch.start : stretch.stop] = True
         present = {label: has & ~denoised for label, has in present.items()}
         _check_denoised(denoised, split)
+    _check_volumes(dataset, present["stress"], split)
     for label, has in present.items():
         weight: Any = getattr(objective, f"{label}_weight")
         if weight == 0:
@@ -173,3 +175,18 @@ def _check_denoised(denoised: NDArray[np.bool_], split: Split) -> None:
                 f"{len(denoised)} have no energy, forces and stress, or are of objective.denoise_datasets.\n"
                 "Set objective.kind=derivatives, name datasets to denoise, or use another data.split.seed."
             )
+
+
+def _check_volumes(dataset: Dataset, has_stress: NDArray[np.bool_], split: Split) -> None:
+    """Refuse stress of what has no volume: validation reports it, whatever its weight."""
+    parts = np.concatenate([split.train, split.validation, split.test])
+    # Without a volume every atom has as many neighbours as are ever counted: the cells of few others are read.
+    suspect = parts[has_stress[parts] & (dataset.edge_estimate[parts] >= dataset.num_atoms[parts] * EDGE_MAX_NEIGHBORS)]
+    suspect = np.sort(suspect)
+    flat = suspect[dataset.volumes(suspect) == 0]
+    if len(flat):
+        shown = ", ".join(dataset.ids(flat[:3])) + (", ..." if len(flat) > 3 else "")
+        raise DataError(
+            f"{len(flat)} structures have stress, but a cell of zero volume: {shown}.\n"
+            "Stress is per volume. Give them a cell, ingest them without stress, or name them in data.exclude."
+        )

@@ -34,13 +34,17 @@ class Derivatives(Objective):
         return energy_forces_stress(self.predict(batch, forces="forces" in self.terms), batch)
 
     def predict(self, batch: Batch, *, forces: bool) -> Prediction:
-        """Validation reports every label; training pays only for what it learns, and for `forces` if they are asked."""
+        """Validation reports every label; training pays only for what it learns, and for `forces` if they are asked.
+
+        Stress is asked of the structures that have it: others may have no volume.
+        """
         all_labels = not self.training
+        stress = (all_labels or "stress" in self.terms) and bool(batch.stress_mask.any())
         return predict(
             self.model,
             batch,
             forces=all_labels or forces,
-            stress=(all_labels or "stress" in self.terms) and bool(batch.stress_mask.any()),
+            stress=batch.stress_mask if stress else False,
         )
 
 
