@@ -17,6 +17,16 @@ from small_runs import Options, finetune_options, of_steps, run
 pytestmark = [pytest.mark.slow, needs_slurm, needs_deepspeed]
 
 
+SITE = """\
+echo "GPUs ${CUDA_VISIBLE_DEVICES:-none}, ${SLURM_CPUS_PER_TASK:-1} cores"
+# The last job of an array has the array's own number.
+if [ "${SLURM_ARRAY_TASK_ID:-0}" = 1 ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+  scancel --batch --signal=USR1 "${SLURM_ARRAY_JOB_ID}_1"
+  sleep 1
+fi
+"""
+
+
 def test_two_seeds_on_gpus_beside_ranks_of_deepspeeds_launcher(
     two_nodes: Cluster, finished: tuple[Options, Path], tmp_path: Path
 ) -> None:
@@ -29,7 +39,7 @@ def test_two_seeds_on_gpus_beside_ranks_of_deepspeeds_launcher(
     pretraining.write_text(yaml.safe_dump(finished[0] | {"task": "pretrain"} | one_epoch))
     hosts, site = tmp_path / "hosts", tmp_path / "site.sh"
     hosts.write_text("".join(f"{node} slots=1\n" for node in NODES))
-    site.write_text('echo "GPUs ${CUDA_VISIBLE_DEVICES:-none}, ${SLURM_CPUS_PER_TASK:-1} cores"\n')
+    site.write_text(SITE)
     variables = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "SITE": str(site), "HOSTS": str(hosts)}
     submit = (f"--chdir={ROOT}", "-o", tmp_path / "%x_%a.out")
     array = two_nodes.submit(
@@ -43,6 +53,8 @@ def test_two_seeds_on_gpus_beside_ranks_of_deepspeeds_launcher(
     for job in (f"{array}_0", f"{array}_1", ranks):
         assert two_nodes.wait(job) == "COMPLETED", "".join(path.read_text() for path in tmp_path.glob("*.out"))
 
+    restarts = [two_nodes.facts(f"{array}_{k}")["Restarts"] for k in range(2)]
+    assert restarts == ["0", "1"], "queued again is the one that was told to stop"
     summaries = [json.loads((tmp_path / "seeds" / f"array_{k}" / "results.json").read_text()) for k in range(2)]
     assert [summary["seeds"] for summary in summaries] == [[0], [1]]
     assert summaries[0]["test_mae"] != summaries[1]["test_mae"]
@@ -50,6 +62,7 @@ def test_two_seeds_on_gpus_beside_ranks_of_deepspeeds_launcher(
         facts = json.loads((tmp_path / "seeds" / f"array_{k}" / f"seed_{k}" / "run.json").read_text())
         assert facts["launched_by"] == "srun: one process"
         said = (tmp_path / f"seeds_{k}.out").read_text()
+        assert f"job {array}_{k}, start {k + 1}: 1 ranks" in said
         assert "GPUs 0, 2 cores" in said or "GPUs 1, 2 cores" in said, said
 
     facts = json.loads((tmp_path / "pretraining" / "run.json").read_text())
