@@ -67,7 +67,7 @@ echo "== $(date '+%F %T') job ${PBS_JOBID:-}: exit code $code"
 again=
 case $code in
   75) again=$time_is_over ;;
-  76 | 134 | 135 | 137 | 138 | 139) # a rank was lost
+  76 | 134 | 135 | 137 | 138 | 139) # a rank was lost; 143 may be qdel's
     if [ "$DPT_HPC_RESTARTS" -lt "$MAX_RESTARTS" ]; then again=yes; fi
     ;;
 esac

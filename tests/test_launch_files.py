@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in LAUNCH.glob("*.sbatch")))
+def test_a_job_of_an_array_speaks_of_itself_alone(name: str) -> None:
+    """Slurm takes the number of an array's last job for the whole array."""
+    lines = (LAUNCH / name).read_text().splitlines()
+    commands = [line for line in lines if re.search(r"\b(scancel|scontrol)\b", line) and not line.startswith("#")]
+    assert all('"$job"' in line for line in commands)
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ class Heartbeat:
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._guard)]
         for thread in self._threads:
             thread.start()
+        signals.accompanied()
 
     def close(self) -> None:
         """End the watch: this rank has come to its end."""
@@ -135,7 +136,7 @@ class Heartbeat:
 
     def _end_starting(self, signal: str) -> None:
         """All ranks end, since one of them was told to stop before there was anything to save."""
-        text = f"{signals.Interrupted.word}: {signals.nothing_to_save(signal)}"
+        text = signals.nothing_to_save(signal)
         mine = False
         with suppress(RuntimeError):
             mine = self._write_verdict(self._store, text, signals.EXIT_REQUEUE)
@@ -212,8 +213,7 @@ def watched(ranks: Ranks, timeout: float, run_dir: str) -> Iterator[None]:
     except Exception as error:
         if is_of_a_peer(error):
             heartbeat.wait_for_verdict()
-        # All ranks agree that a step was the last one; that one of them ends while starting, the others must hear.
-        if signals.starting() or not isinstance(error, signals.Interrupted):
+        if not isinstance(error, signals.Interrupted):
             heartbeat.blame(error)
         raise
     finally:

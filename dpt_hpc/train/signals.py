@@ -6,17 +6,19 @@ Light to import: it is the first thing that a rank does, since an early signal w
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 
 from dpt_hpc.errors import DptError
+from dpt_hpc.train.world import place_so_far
 
 EXIT_REQUEUE = 75
 """EX_TEMPFAIL of sysexits.h: all is saved; start the same command again, with --resume."""
 
 _received: str | None = None
-_starting = False
+_starting = _accompanied = False
 
 
 class Interrupted(DptError):
@@ -27,20 +29,27 @@ class Interrupted(DptError):
 
 
 def listen() -> None:
-    """From now on SIGTERM and SIGUSR1 raise Interrupted, and SIGCONT means nothing; after `ready` they are remembered.
+    """From now on SIGTERM and SIGUSR1 end this process with EXIT_REQUEUE, and SIGCONT means nothing.
 
-    A second signal changes nothing: whoever sends it waits for the checkpoint, too. Outside of the main thread, where
-    no handler can be set, it does nothing.
+    After `accompanied`, the heartbeat ends all ranks together; after `ready`, they end at their next step. A second
+    signal changes nothing: whoever sends it waits for the checkpoint, too. Outside of the main thread, where no handler
+    can be set, it does nothing.
     """
-    global _starting
+    global _starting, _accompanied
     if threading.current_thread() is not threading.main_thread():
         return
-    _starting = True
+    _starting, _accompanied = True, False
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _remember)
     signal.signal(
         signal.SIGCONT, signal.SIG_IGN
     )  # Slurm sends it beside the other; a stopped process goes on all the same
+
+
+def accompanied() -> None:
+    """From now on other ranks are told, by a thread that looks for what was received."""
+    global _accompanied
+    _accompanied = True
 
 
 def ready() -> None:
@@ -67,20 +76,23 @@ def stop_too(name: str) -> None:
 
 def forget() -> None:
     """As if no signal had come, and nobody had listened for one."""
-    global _received, _starting
-    _received, _starting = None, False
+    global _received, _starting, _accompanied
+    _received, _starting, _accompanied = None, False, False
 
 
-def nothing_to_save(name: str) -> Interrupted:
+def nothing_to_save(name: str) -> str:
     """What the signal `name` means before the first step."""
-    return Interrupted(
-        f"told to stop ({name}) before the first step: there was nothing to save.\n"
+    return (
+        f"{Interrupted.word}: told to stop ({name}) before the first step: there was nothing to save.\n"
         f"Go on with --resume: exit code {EXIT_REQUEUE} asks for it."
     )
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
-    first = _received is None
-    stop_too(signal.Signals(number).name)
-    if _starting and first:
-        raise nothing_to_save(signal.Signals(number).name)
+    name = signal.Signals(number).name
+    stop_too(name)
+    if _starting and not _accompanied:
+        # Not by an exception: it could come up in the middle of an import, or of a library that is no Python.
+        if place_so_far()[0] == 0:
+            os.write(2, f"{nothing_to_save(name)}\n".encode())
+        os._exit(EXIT_REQUEUE)
