@@ -27,10 +27,14 @@ from dpt_hpc.train.config import (
     MixedOptions,
     ObjectiveOptions,
     PropertyOptions,
+    SplitOptions,
 )
 from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import load_pretrained
 from dpt_hpc.train.objective import Objective, build_network, build_objective
+from dpt_hpc.train.parts import make_split
+from dpt_hpc.train.pretrain import pretrain
+from dpt_hpc.train.ranks import Ranks
 
 CGCNN = CGCNNOptions(cutoff=4.0, hidden=8, layers=1, gaussians=8, readout_hidden=8)
 ET_SIZES: Options = {"cutoff": 4.0, "hidden": 16, "layers": 2, "heads": 2, "radial": 12, "readout_hidden": 16}
@@ -79,6 +83,54 @@ def test_squares_are_an_option_of_derivative_denoising(small_dataset: Path) -> N
     loss, metrics = loss_and_metrics(objective, batch)
     assert loss == pytest.approx(float((predicted - true).detach().square().mean()), rel=1e-10)
     assert metrics["noise_mae"] == pytest.approx(float((predicted - true).detach().abs().mean()), rel=1e-10)
+
+
+def without_labels(dataset: Path, out: Path, single: set[int]) -> Path:
+    """The structures of `dataset` without labels; of those in `single` only the first atom is left."""
+    items = [Dataset.open(dataset).get(i) for i in range(48)]
+    items = [replace(s, energy=None, forces=None, stress=None, properties={}) for s in items]
+    for i in single:
+        items[i] = replace(items[i], positions=items[i].positions[:1], atomic_numbers=items[i].atomic_numbers[:1])
+    write_dataset(items, out, provenance={}, property_units={})
+    return out
+
+
+@pytest.mark.parametrize("options", [DenoisingOptions(), HeadDenoisingOptions(), MixedOptions()])
+def test_noise_of_one_atom_does_not_count(options: ObjectiveOptions, small_dataset: Path, tmp_path: Path) -> None:
+    dataset = without_labels(small_dataset, tmp_path / "single", {1, 2})
+    objective = objective_of(options, ET if isinstance(options, HeadDenoisingOptions) else CGCNN)
+    for training in (True, False):
+        objective.train(training)
+        found = []
+        for batch in (batch_of(dataset, 0, 5), batch_of(dataset, 1, 0, 2, 5)):
+            counts = objective.counts(batch)
+            assert counts["noise"] == 3 * sum(n for n in batch.atoms_per_structure.tolist() if n > 1) > 0
+            loss, sums = objective(batch, 1, counts)
+            found.append((float(loss.detach()), float(sums["noise_error"]), float(sums["noise_count"])))
+        assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_a_run_tells_what_it_cannot_denoise(
+    small_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = small_options(without_labels(small_dataset, tmp_path / "single", {1, 2, 7}))
+    content["objective"] = {"kind": "derivative_denoising"}
+    content["training"]["epochs"] = 1
+    pretrain(config_of(content, tmp_path / "run"), Ranks())
+    assert "  3 of the structures to denoise have one atom, which moves with all its images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [HeadDenoisingOptions(), MixedOptions(forces_weight=0, stress_weight=0)])
+def test_a_part_of_single_atoms_is_refused(options: ObjectiveOptions, small_dataset: Path, tmp_path: Path) -> None:
+    alone = without_labels(small_dataset, tmp_path / "single", set(range(48)))
+    labelled = Dataset.open(small_dataset)
+    items = [replace(labelled.get(i), structure_id=f"labelled {i}", properties={}) for i in range(48)]
+    write_dataset(items, tmp_path / "labelled", provenance={}, property_units={})
+    split = SplitOptions(train=0.5, validation=0.25, test=0.25, by="structure")
+    paths = [str(alone), *([str(tmp_path / "labelled")] if options.kind == "mixed" else [])]
+    message = rf"kind is {options.kind}, but all structures of the train part that are denoised have one atom\."
+    with pytest.raises(DataError, match=message):
+        make_split(Dataset.open(paths), split, options, 0, paths)
 
 
 @pytest.mark.parametrize("kind", ["mse", "mae"])

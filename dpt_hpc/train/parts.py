@@ -16,7 +16,15 @@ from dpt_hpc.data.statistics import EDGE_MAX_NEIGHBORS
 from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import SYMBOLS
-from dpt_hpc.train.config import LabelOptions, MixedOptions, ObjectiveOptions, PropertyOptions, SplitOptions
+from dpt_hpc.train.config import (
+    DenoisingOptions,
+    HeadDenoisingOptions,
+    LabelOptions,
+    MixedOptions,
+    ObjectiveOptions,
+    PropertyOptions,
+    SplitOptions,
+)
 
 
 def make_split(
@@ -49,8 +57,10 @@ def make_split(
     train = thin(labels[usable], split.train, options.train_fraction, drawn)
     test = usable[split.test] if test is None else test
     split = _without(Split(usable[train], usable[split.validation], test), excluded)
+    if (denoised := denoised_structures(dataset, objective, paths)) is not None:
+        _check_denoised(dataset, objective, denoised, split)
     if isinstance(objective, LabelOptions):
-        _check_labels(dataset, objective, split, paths)
+        _check_labels(dataset, objective, split, denoised)
     return split
 
 
@@ -138,14 +148,36 @@ def denoised_ranges(dataset: Dataset, objective: ObjectiveOptions, paths: Sequen
     return tuple(range(first[k], first[k + 1]) for k, name in enumerate(names) if name in objective.denoise_datasets)
 
 
-def _check_labels(dataset: Dataset, objective: LabelOptions, split: Split, paths: Sequence[str]) -> None:
+def denoised_structures(
+    dataset: Dataset, objective: ObjectiveOptions, paths: Sequence[str]
+) -> NDArray[np.bool_] | None:
+    """(S,) bool: to which structures `objective` adds noise; None if it is of a kind that does not.
+
+    Raises DataError as `denoised_ranges` does.
+    """
+    if isinstance(objective, (DenoisingOptions, HeadDenoisingOptions)):
+        return np.ones(len(dataset), dtype=bool)
+    if not isinstance(objective, MixedOptions):
+        return None
+    denoised = ~(dataset.has_energy | dataset.has_forces | dataset.has_stress)
+    for stretch in denoised_ranges(dataset, objective, paths):
+        denoised[stretch.start : stretch.stop] = True
+    return denoised
+
+
+def count_single_atoms(dataset: Dataset, objective: ObjectiveOptions, paths: Sequence[str], split: Split) -> int:
+    """How many structures of the parts of `split` `objective` denoises, but cannot learn from: those of one atom."""
+    denoised = denoised_structures(dataset, objective, paths)
+    if denoised is None:
+        return 0
+    alone = denoised & (dataset.num_atoms == 1)
+    return sum(int(alone[indices].sum()) for indices in (split.train, split.validation, split.test))
+
+
+def _check_labels(dataset: Dataset, objective: LabelOptions, split: Split, denoised: NDArray[np.bool_] | None) -> None:
     present = {"energy": dataset.has_energy, "forces": dataset.has_forces, "stress": dataset.has_stress}
-    if isinstance(objective, MixedOptions):
-        denoised = ~(present["energy"] | present["forces"] | present["stress"])
-        for stretch in denoised_ranges(dataset, objective, paths):
-            denoised[stretch.start : stretch.stop] = True
+    if denoised is not None:
         present = {label: has & ~denoised for label, has in present.items()}
-        _check_denoised(denoised, split)
     _check_volumes(dataset, present["stress"], split)
     for label, has in present.items():
         weight: Any = getattr(objective, f"{label}_weight")
@@ -166,14 +198,20 @@ def _check_labels(dataset: Dataset, objective: LabelOptions, split: Split, paths
                 )
 
 
-def _check_denoised(denoised: NDArray[np.bool_], split: Split) -> None:
+def _check_denoised(dataset: Dataset, objective: ObjectiveOptions, denoised: NDArray[np.bool_], split: Split) -> None:
     for part in ("train", "validation", "test"):
         indices = getattr(split, part)
-        if len(indices) and not denoised[indices].any():
+        found = indices[denoised[indices]]
+        if len(indices) and not len(found):
             raise DataError(
                 f"objective.kind is mixed, but no structure of the {part} part is denoised: {int(denoised.sum())} of "
                 f"{len(denoised)} have no energy, forces and stress, or are of objective.denoise_datasets.\n"
                 "Set objective.kind=derivatives, name datasets to denoise, or use another data.split.seed."
+            )
+        if len(indices) and dataset.num_atoms[found].max() == 1:
+            raise DataError(
+                f"objective.kind is {objective.kind}, but all structures of the {part} part that are denoised have one "
+                "atom.\nIt moves with all its images, so that its noise cannot be learnt: add larger structures."
             )
 
 

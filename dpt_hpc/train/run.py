@@ -31,7 +31,7 @@ from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_json
 from dpt_hpc.train.objective import build_objective
-from dpt_hpc.train.parts import check_elements, denoised_ranges
+from dpt_hpc.train.parts import check_elements, count_single_atoms, denoised_ranges
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
@@ -204,6 +204,12 @@ class Run:
         )
         if unlike := differences(self.config.compat, self.config):
             monitor.say(unlike)
+        single = count_single_atoms(dataset, self.config.objective, self.config.data.path, split) if first else 0
+        if single:
+            monitor.say(
+                f"  {single} of the structures to denoise have one atom, which moves with all its images: their noise "
+                "cannot be learnt, and does not count"
+            )
         unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]
         if unseen:
             monitor.warn(f"elements outside the training part, which the network never sees: {', '.join(unseen)}")

@@ -1,7 +1,7 @@
 """Denoising: structures at equilibrium are displaced at random, and the displacement is what is learnt.
 
 The noise is drawn anew in every epoch, for each structure from its own stream, so that it depends on neither ranks nor
-batches.
+batches. That of structures of one atom counts in no mean: it cannot be learnt.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def draw_noise(batch: Batch, scale: float, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(values).to(batch.positions)
 
 
+def has_noise_to_learn(batch: Batch) -> Tensor:
+    """(B,) bool: the structures of more than one atom. One atom and its images move together: no distance changes."""
+    return batch.atoms_per_structure > 1
+
+
 class Denoising(Objective):
     """Derivative-based denoising (paper, eq. 5): -dE/dpositions, in eV/Å, is the noise in Å."""
 
@@ -47,14 +52,14 @@ class Denoising(Objective):
         self.seed = seed
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"noise": 3 * batch.num_atoms}
+        return {"noise": components(has_noise_to_learn(batch), 3 * batch.atoms_per_structure)}
 
     def predictions(self, batch: Batch, epoch: int) -> Labels:
         noise = self.noise(batch, epoch if self.training else VALIDATION_EPOCH)
         p = predict(self.model, replace(batch, positions=batch.positions + noise), forces=True, stress=False)
         assert p.forces is not None
         target = noise if self.options.sign == "paper" else -noise
-        return {"noise": (p.forces, target, torch.ones(batch.num_atoms, dtype=torch.bool, device=noise.device))}
+        return {"noise": (p.forces, target, has_noise_to_learn(batch).index_select(0, batch.batch))}
 
     def noise(self, batch: Batch, epoch: int) -> Tensor:
         """(N,3) Å."""
@@ -78,14 +83,14 @@ class HeadDenoising(Objective):
         self.seed = seed
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"noise": 3 * batch.num_atoms}
+        return {"noise": components(has_noise_to_learn(batch), 3 * batch.atoms_per_structure)}
 
     def predictions(self, batch: Batch, epoch: int) -> Labels:
         assert isinstance(self.model, Scaling)
         scale = self.options.noise_scale
         noise = draw_noise(batch, scale, self.seed, epoch if self.training else VALIDATION_EPOCH)
         predicted = scale * predict_noise(self.model, replace(batch, positions=batch.positions + noise))
-        return {"noise": (predicted, noise, torch.ones(batch.num_atoms, dtype=torch.bool, device=noise.device))}
+        return {"noise": (predicted, noise, has_noise_to_learn(batch).index_select(0, batch.batch))}
 
 
 class Mixed(Derivatives):
@@ -116,7 +121,7 @@ class Mixed(Derivatives):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         denoised = self.denoised(batch)
-        noise = components(denoised, 3 * batch.atoms_per_structure)
+        noise = components(denoised & has_noise_to_learn(batch), 3 * batch.atoms_per_structure)
         return {**super().counts(_without_labels(batch, denoised)), "noise": noise}
 
     def predictions(self, batch: Batch, epoch: int) -> Labels:
@@ -127,7 +132,8 @@ class Mixed(Derivatives):
         batch = replace(_without_labels(batch, denoised), positions=batch.positions + noise)
         p = self.predict(batch, forces=True)
         assert p.forces is not None
-        return {**energy_forces_stress(p, batch), "noise": (p.forces / -self.options.stiffness, noise, atoms)}
+        learnt = (denoised & has_noise_to_learn(batch)).index_select(0, batch.batch)
+        return {**energy_forces_stress(p, batch), "noise": (p.forces / -self.options.stiffness, noise, learnt)}
 
 
 def within(index: Tensor, ranges: Sequence[range]) -> Tensor:
