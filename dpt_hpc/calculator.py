@@ -35,8 +35,10 @@ class DPTCalculator(Calculator):
     up to the energy (see `dpt_hpc.use.shares` for what they mean); a network that takes the mean over its atoms has
     none. Raises DataError for a network that did not learn energies, and for a structure that it cannot answer.
 
-    A network without `model.envelope` has a small step in its energy wherever an atom enters or leaves another one's
-    neighbourhood: relaxations and trajectories feel it.
+    A network that did not learn energies, forces or stress (their weight was 0) is warned of. CGCNN and the transformer
+    without `model.envelope` have a small step in their energy wherever an atom enters or leaves another one's
+    neighbourhood: relaxations and trajectories feel it. SchNet and PaiNN have none: all their messages end with the
+    cutoff.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012 - as ASE has it
@@ -58,6 +60,12 @@ class DPTCalculator(Calculator):
             raise DataError(
                 f"calculator: {model.path} gives {', '.join(model.units)}, no energy whose derivatives are forces.\n"
                 "Use model.predict for it, or load a network that was pre-trained on energies and forces."
+            )
+        if unlearnt := model.card.unlearnt:
+            warnings.warn(
+                f"calculator: {model.path} did not learn {' and '.join(unlearnt)}: the loss of its training gave no "
+                "weight to that. What is answered is only what follows from the rest.",
+                stacklevel=2,
             )
         self.model = model
         self._told: set[str] = set()

@@ -47,6 +47,19 @@ def crystal() -> Atoms:
     return atoms
 
 
+def test_what_the_card_says_was_not_learnt_is_warned_of() -> None:
+    options = EXACT["cgcnn, exact"]
+    weights = {"energy_weight": 0, "forces_weight": 1, "stress_weight": 0}
+    forces_only = model_of(options, objective={"kind": "derivatives", **weights})
+    with pytest.warns(UserWarning, match=r"calculator: nowhere did not learn energy and stress: the loss of its"):
+        DPTCalculator(forces_only)
+    with pytest.warns(UserWarning, match=r"did not learn forces:"):
+        DPTCalculator(model_of(options, objective={"kind": "derivatives", "forces_weight": 0.0}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DPTCalculator(model_of(options, objective={"kind": "derivatives", "forces_weight": 1}))
+
+
 @pytest.mark.parametrize("options", EXACT.values(), ids=EXACT)
 def test_forces_and_stress_are_derivatives_of_the_energy(options: ModelOptions) -> None:
     atoms = crystal()

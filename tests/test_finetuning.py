@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from networks import SMALL
 from safetensors.torch import save_file
 from small_runs import Options, finetune_options
 
@@ -16,9 +18,10 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import build_model
-from dpt_hpc.train.checkpoint import find_checkpoint, load_weights
+from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_weights
 from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import finetune, load_pretrained
+from dpt_hpc.train.pretrained import find_pretrained
 from dpt_hpc.train.ranks import Ranks
 
 
@@ -53,6 +56,44 @@ def test_finetuning_refuses_another_network(finished: tuple[Options, Path], tmp_
     missing = finetune_options(options, tmp_path / "fine2", pretrained=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere: no such file or directory"):
         finetune(missing, Ranks(), quiet=True)
+
+
+def test_what_changes_no_weight_may_differ_from_the_pretraining(finished: tuple[Options, Path]) -> None:
+    """And does change none: in each network that has the option, all tensors are those of the same seed."""
+    free = {"envelope": "cosine", "max_neighbors": 12, "max_images": 1, "pooling": "mean", "filters": "table"}
+    card = load_card(finished[1]).options
+    for name, value in free.items():
+        options = replace(card, **{name: value})
+        assert load_pretrained(build_model(options), options, finished[1]).loaded
+        for small in SMALL:
+            if name in {field.name for field in fields(small)}:
+                torch.manual_seed(0)
+                before = build_model(small).state_dict()
+                torch.manual_seed(0)
+                after = build_model(replace(small, **{name: value})).state_dict()
+                assert all(torch.equal(after.pop(key), tensor) for key, tensor in before.items())
+                assert not after
+
+
+def test_a_pretraining_that_has_not_ended_is_refused_unless_its_checkpoint_is_named(
+    finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    options, path = finished
+    going = Path(shutil.copytree(path, tmp_path / "going", symlinks=True))
+    config = finetune_options(options, tmp_path / "fine", pretrained=str(going))
+    (going / "results.json").rename(going / "kept.json")
+    best = going / "checkpoints" / "best"
+    with pytest.raises(ConfigError, match=rf"going: this run has not ended(.|\n)*pretrained={best.resolve()}\.$"):
+        finetune(config, Ranks(), quiet=True)
+    assert not (tmp_path / "fine").exists()
+    assert find_pretrained(str(best), None) == best.resolve()
+    (going / "kept.json").rename(going / "results.json")
+    assert find_pretrained(str(going), None) == best.resolve()
+    saved = yaml.safe_load((going / "config.yaml").read_text())
+    saved["training"]["epochs"] += 1  # prolonged, and not there yet
+    (going / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match="going: this run has not ended"):
+        find_pretrained(str(going), None)
 
 
 def test_finetuning_warns_of_elements_that_the_checkpoint_does_not_know(

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dpt_hpc.models import Scaling, build_model, predict_noise
 from dpt_hpc.models.heads import GatedEquivariant, ScalarHead, VectorHead
+from dpt_hpc.quickstart import configs
 from dpt_hpc.train.checkpoint import find_checkpoint, load_model, load_weights
+from dpt_hpc.train.config import HeadDenoisingOptions
 from dpt_hpc.train.finetune import load_pretrained
 
 VECTORS = ["torchmd_et, exact", "painn, exact"]
@@ -52,6 +54,9 @@ def test_the_head_of_a_network_without_vectors_knows_no_direction() -> None:
     turn = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     turned = noise_of(model, TRICLINIC, positions=TRICLINIC.positions @ turn, cell=(TRICLINIC.cell @ turn)[None])
     torch.testing.assert_close(turned, noise_of(model, TRICLINIC), rtol=0, atol=1e-10)
+    written = (configs() / "pretrain" / "cgcnn_denoise_head.yaml").read_text()
+    for text in (HeadDenoisingOptions.__doc__, ScalarHead.__doc__, written):
+        assert "but to answer zero" in " ".join((text or "").split()) or "can answer is zero" in str(text)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -127,9 +132,12 @@ def test_a_model_without_a_head_predicts_no_noise() -> None:
         predict_noise(build_model(CGCNN).double(), batch_of([TRICLINIC]))
 
 
-def test_a_checkpoint_keeps_the_head_and_fine_tuning_leaves_it(finished: tuple[Options, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_the_head_and_fine_tuning_leaves_it(
+    finished: tuple[Options, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {**finished[0], "training": {"epochs": 1, "batch_size": 8}, "objective": {"kind": "head_denoising"}}
     path = run(options, tmp_path / "run")
+    assert "model.name=cgcnn has no vectors: its head knows no direction, and learns next to" in capsys.readouterr().err
     weights = load_weights(path)
     model = load_model(path)
     assert isinstance(model, Scaling)

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from networks import SMALL
 from required import needs_mpi
 from small_runs import FALLING, Options, config_of, finetune_options, records, run, same_weights
+from test_derivatives import TRICLINIC, batch_of
 from torch.optim import SGD
 
 from dpt_hpc.data.split import thin
 from dpt_hpc.errors import ConfigError, DataError
-from dpt_hpc.models import CGCNNOptions, TorchMDETOptions, build_model
+from dpt_hpc.models import CGCNNOptions, ModelOptions, TorchMDETOptions, build_model
+from dpt_hpc.models.derivatives import build_graph, edge_vectors
+from dpt_hpc.models.energy_model import NodeFeatures
 from dpt_hpc.train.checkpoint import load_state, load_weights
 from dpt_hpc.train.config import ScheduleOptions, TransferOptions
 from dpt_hpc.train.evaluate import evaluate_checkpoint
@@ -84,6 +88,32 @@ def test_a_layers_rate_is_a_part_of_the_next_ones() -> None:
     assert scales["network.layers.1.filters.weight"] == scales["network.norm.weight"] == 0.5
     assert scales["network.readout.1.weight"] == scales["network.output.bias"] == 1
     assert set(learning_rate_scales(model, TransferOptions(), 2e-3).values()) == {1.0}
+
+
+@pytest.mark.parametrize("options", SMALL, ids=lambda o: o.name)
+def test_the_head_is_what_no_feature_of_an_atom_depends_on(options: ModelOptions) -> None:
+    """In every network, before its pooling or after; and all else reaches the energy by these features."""
+    torch.manual_seed(0)
+    model = build_model(options).double()
+    batch = batch_of([TRICLINIC])
+    graph = build_graph(model, batch)
+    features = model.node_features(
+        batch.atomic_numbers, edge_vectors(batch.positions, batch.cell, graph, batch.batch), graph
+    )
+    weights = dict(model.named_parameters())
+    reached = torch.autograd.grad(features.scalars.sum(), list(weights.values()), retain_graph=True, allow_unused=True)
+    unread = {name for name, gradient in zip(weights, reached, strict=True) if gradient is None}
+    energy = model.read_out(features, batch.atom_ptr).sum()
+    of_energy = torch.autograd.grad(energy, list(weights.values()), allow_unused=True)
+    needless = {name for name, gradient in zip(weights, of_energy, strict=True) if gradient is None}
+    assert weights_in(model, ["head"], "x") == unread - needless
+    pooled_after = options.name in ("schnet", "painn")  # as TransferOptions says of them
+    twice = torch.tensor([0, batch.num_atoms, 2 * batch.num_atoms])
+    both = NodeFeatures(features.scalars.repeat(2, 1), None)
+    one = model.read_out(NodeFeatures(both.scalars, None), torch.tensor([0, 2 * batch.num_atoms]))
+    apart = model.read_out(both, twice).sum()
+    assert torch.allclose(one, apart, rtol=1e-9) == pooled_after
+    assert (options.name in str(TransferOptions.__doc__).lower()) == pooled_after
 
 
 def test_groups_keep_their_ratios_down_to_the_smallest_rate() -> None:

@@ -62,7 +62,10 @@ class ScalarHead(nn.Module):
     """Three numbers of every atom, from its scalars: for networks without vectors.
 
     Ours, because the paper's head for CGCNN was never published. NOT equivariant: scalars know no direction, so that a
-    rotated structure gives the same three numbers.
+    rotated structure gives the same three numbers. Noise is as likely to point one way as any other, and turned
+    structures look alike to this head: the best that it can answer is zero, but for what it remembers of its training
+    structures. The loss falls to that of zero (mean square 1 in units of the noise's scale, mean absolute 0.798) and
+    stays there: a pre-training by it says nothing of what denoising is worth.
     """
 
     def __init__(self, scalars: int) -> None:

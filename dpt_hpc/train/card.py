@@ -64,8 +64,12 @@ class ModelCard:
             "forces": f"{UNITS['forces']}, -dE/dpositions",
             "stress": UNITS["stress"],
         }
-        unlearnt = [label for label in units if objective.get(f"{label}_weight") == 0]
-        return {k: f"{unit}; not learnt" if k in unlearnt else unit for k, unit in units.items()}
+        return {k: f"{unit}; not learnt" if k in self.unlearnt else unit for k, unit in units.items()}
+
+    @property
+    def unlearnt(self) -> tuple[str, ...]:
+        """Labels that the network gives, but to which its training gave no weight."""
+        return tuple(label for label in ("energy", "forces", "stress") if self.objective.get(f"{label}_weight") == 0)
 
     def text(self) -> str:
         """The card as YAML, as it is written to disk."""

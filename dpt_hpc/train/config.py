@@ -109,7 +109,9 @@ class DenoisingOptions(Options):
 class HeadDenoisingOptions(Options):
     """Denoising by a head (Zaidi et al. 2022): a vector of every atom, no derivative, predicts its noise.
 
-    The head reads the vectors of a network that has some, and is then equivariant; else the scalars, and is not.
+    The head reads the vectors of a network that has some, and is then equivariant. Else it reads the scalars, which are
+    the same however a structure is turned: noise has no direction on the average, so that such a head learns next to
+    nothing but to answer zero.
     """
 
     kind: Literal["head_denoising"] = "head_denoising"
@@ -253,8 +255,9 @@ class CheckpointOptions(Options):
 
 class TransferOptions(Options):
     """What fine-tuning does with pre-trained weights. The paper's way is the default: all are loaded, the output layers
-    too, and all are trained alike. Modules go by the network's names (embedding, layers.0, ...); `head` is all layers
-    after the pooling."""
+    too, and all are trained alike. Modules go by the network's names (embedding, layers.0, ...); `head` is the
+    read-out: the layers after the pooling, or, in SchNet and PaiNN, those that turn each atom's features into its
+    energy."""
 
     freeze: tuple[str, ...] = ()
     """Modules whose weights stay as they were pre-trained."""

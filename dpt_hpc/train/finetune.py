@@ -28,9 +28,18 @@ from dpt_hpc.train.run import Run, finished_to
 from dpt_hpc.train.run_dir import claim_run_dir
 from dpt_hpc.train.transfer import freeze, weights_in
 
-NOT_IN_THE_WEIGHTS = ("pooling", "backend", "filters", "table_knots", "max_images", "vector_norm")
+NOT_IN_THE_WEIGHTS = (
+    "pooling",
+    "backend",
+    "filters",
+    "table_knots",
+    "max_images",
+    "max_neighbors",
+    "envelope",
+    "vector_norm",
+)
 """Options of a network that may differ from those it was pre-trained with: they change no tensor that its energy
-reads."""
+reads, nor what one stands for (as cutoff, gaussian_width and heads do)."""
 
 
 def finetune(
@@ -47,7 +56,7 @@ def finetune(
     Each seed is a run of its own in run_dir/seed_<n>; with `resume`, finished seeds are not run again. seeds: only
     these of the config's are run, others may be elsewhere; the summary is written when all are there, and is else
     empty. command: see Run. Raises ConfigError or DataError, before the first seed, for a directory, network or target
-    that does not fit.
+    that does not fit, and for a pre-training that has not ended.
     """
     run_dir = Path(config.run_dir)
     claim_run_dir(run_dir, config, resume=resume)

@@ -6,18 +6,24 @@ import json
 import math
 from pathlib import Path
 
+import yaml
+
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.checkpoint import MANIFEST, find_checkpoint
+from dpt_hpc.train.run import finished_to
 
 
 def find_pretrained(path: str, epochs: int | None) -> Path:
     """A checkpoint from itself, or a run's best one; with `epochs`, the best of the run's first so many epochs.
 
     That is what a run of `epochs` epochs would have exported: the schedule does not know how many are to come. Raises
-    DataError where there is no checkpoint, ConfigError where the run is shorter than that, or did not keep it.
+    DataError where there is no checkpoint, ConfigError where the run has not ended (its best one may yet be another),
+    is shorter than `epochs`, or did not keep that checkpoint.
     """
     if epochs is None:
-        return find_checkpoint(path)
+        found = find_checkpoint(path)
+        _check_ended(Path(path), found)
+        return found
     log = Path(path) / "metrics.jsonl"
     if not log.is_file():
         raise ConfigError(
@@ -41,6 +47,19 @@ def find_pretrained(path: str, epochs: int | None) -> Path:
             "Pre-train with checkpoint.keep_every_epochs=1, which keeps that of every epoch."
         )
     return find_checkpoint(kept[-1])
+
+
+def _check_ended(run: Path, checkpoint: Path) -> None:
+    """Raises ConfigError if `run` is the directory of a run that has not come to the last epoch of its config."""
+    if not (run / "config.yaml").is_file():
+        return  # a checkpoint or an exported model, or checkpoints without their run
+    training = (yaml.safe_load((run / "config.yaml").read_text()) or {}).get("training", {})
+    if not finished_to(run, training.get("epochs", 1)):
+        raise ConfigError(
+            f"pretrained {run}: this run has not ended, it lacks the results of its last epoch.\n"
+            "Its best checkpoint may yet change, and seeds that begin later would begin from other weights.\n"
+            f"Take it to its end (--resume), or name the checkpoint itself: pretrained={checkpoint}."
+        )
 
 
 def _ended(manifest: Path) -> int | None:

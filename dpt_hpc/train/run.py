@@ -18,6 +18,7 @@ from dpt_hpc.data.shared_memory import kept_once
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.models import Scaling, set_precision
+from dpt_hpc.models.heads import ScalarHead
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.card import ModelCard, describe_training
 from dpt_hpc.train.checkpoint import load_card, load_state, load_weights
@@ -213,6 +214,11 @@ class Run:
         unseen = [SYMBOLS[z] for z in dataset.elements if z not in trainer.card.elements]
         if unseen:
             monitor.warn(f"elements outside the training part, which the network never sees: {', '.join(unseen)}")
+        if isinstance(model.noise_head, ScalarHead):
+            monitor.warn(
+                f"model.name={self.config.model.name} has no vectors: its head knows no direction, and learns next to "
+                "nothing of the noise but to answer zero."
+            )
         for name, wrong in self.restored.damaged.items() if self.restored else ():
             monitor.warn(f"checkpoint {name}: {wrong}; kept as damaged_{name}, the run goes on from an earlier one.")
         with leaving_traceback(self.run_dir, self.ranks), trainer.data.store:

@@ -12,7 +12,8 @@ from dpt_hpc.train.config import TransferOptions
 
 HEAD = "head"
 HEAD_MODULES = ("readout", "output")
-"""After the pooling, in every network: the layers that turn the features of a structure into its number."""
+"""The read-out, in every network: the layers that turn scalars into a number. CGCNN and the transformer have them after
+the pooling, for each structure; SchNet and PaiNN before it, for each atom."""
 
 NETWORK = "network."
 """What the names of the network's own weights begin with, beside those of its scaling."""
