@@ -17,7 +17,7 @@ from systems import FCC, NASTY, ROCKSALT, System, supercell
 from dpt_hpc.cli import run_command_line
 from dpt_hpc.data.ingest.matching import Matcher
 from dpt_hpc.data.ingest.pipeline import reduced_formula
-from dpt_hpc.data.leaks import compositions, find_leaks, leaks_as_json, part_tested_by, read_exclusion
+from dpt_hpc.data.leaks import compositions, find_leaks, leaks_as_json, part_tested_by, read_exclusion, to_exclude
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError, DataError
@@ -142,6 +142,43 @@ def test_the_command_prints_counts_and_ids_and_writes_them(
     assert "is of one dataset, but 2 are named" in capsys.readouterr().err
 
 
+def test_all_frames_of_a_material_are_left_out_where_a_group_names_one(
+    tmp_path: Path, rocksalt: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squeezed = rocksalt.cell * torch.tensor([[2.0], [1.0], [1.0]], dtype=torch.float64)
+    strained = System(torch.linalg.solve(rocksalt.cell.T, rocksalt.positions.T).T @ squeezed, squeezed, rocksalt.pbc)
+    potassium = [19] * 4 + [17] * 4
+    held = [
+        replace(structure("salt", rocksalt, SALT), group="mp-22862"),
+        replace(structure("salt, strained", strained, SALT), group="mp-22862"),
+        replace(structure("of another material", strained, SALT), group="mp-1"),
+        replace(structure("sylvite", rocksalt, potassium), group="ClK"),
+        replace(structure("sylvite, strained", strained, potassium), group="ClK"),
+    ]
+    places = [str(tmp_path / "held"), str(tmp_path / "downstream")]
+    dataset(tmp_path / "held", held)
+    dataset(
+        tmp_path / "downstream",
+        [structure("table salt", rotated(rocksalt), SALT), structure("sylvite", rotated(rocksalt), potassium)],
+    )
+    run_command_line(["data", "leaks", *places, "--out", str(tmp_path / "leaks.json")])
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "to leave out of the pre-training: 3 of 5 structures: 2 that were found, 1 more of the same materials" in told
+    )
+    assert (
+        "the group of 1 of them is their formula, which names no material: 1 other structures of these formulas stay "
+        "(--by composition leaves them out)" in told
+    )
+    content = json.loads((tmp_path / "leaks.json").read_text())
+    assert content["exclude"] == ["salt", "salt, strained", "sylvite"]
+    counts = {"found": 2, "same_material": 1, "found_in_groups_by_formula": 1, "others_of_these_formulas": 1}
+    assert content["excluded"] == counts
+    assert read_exclusion(str(tmp_path / "leaks.json"), Dataset.open(tmp_path / "held")).tolist() == [0, 1, 3]
+    run_command_line(["data", "leaks", *places, "--found-only", "--json"])
+    assert json.loads(capsys.readouterr().out)["exclude"] == ["salt", "sylvite"]
+
+
 def test_only_the_test_part_of_a_run_is_looked_for(
     finished: tuple[Options, Path], small_dataset: Path, tmp_path: Path
 ) -> None:
@@ -190,7 +227,8 @@ def test_what_leaks_is_left_out_of_a_run(
 def test_an_exclusion_that_does_not_fit_is_refused(pretraining: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "leaks.json"
     found = find_leaks(pretraining, pretraining)
-    path.write_text(json.dumps(leaks_as_json(pretraining, "pretraining", "structure", [found])))
+    exclusion = to_exclude(pretraining, [found])
+    path.write_text(json.dumps(leaks_as_json(pretraining, "pretraining", "structure", [found], exclusion)))
     assert read_exclusion(str(path), pretraining).tolist() == [0, 1, 2, 3]
     path.write_text('["salt", "pepper"]')
     with pytest.raises(DataError, match=r"1 of its 2 ids are not in the dataset: pepper\.\nIt would leave in"):

@@ -126,11 +126,19 @@ def leaks(
     by: Annotated[
         str, typer.Option(help="structure: of like composition and geometry; composition: that alone.")
     ] = "structure",
+    whole_materials: Annotated[
+        bool,
+        typer.Option(
+            "--whole-materials/--found-only",
+            help="Leave out all structures of a material of which one was found, or that one only. A material is a "
+            "group that is not merely a formula.",
+        ),
+    ] = True,
     out: Annotated[Path | None, typer.Option(help="Write what is found as JSON, for data.exclude.")] = None,
     as_json: Json = False,
 ) -> None:
     """Structures of downstream datasets that a pre-training dataset holds: tests on them would flatter."""
-    from dpt_hpc.data.leaks import find_leaks, leaks_as_json, part_tested_by
+    from dpt_hpc.data.leaks import find_leaks, leaks_as_json, part_tested_by, to_exclude
     from dpt_hpc.data.shards import Dataset
 
     kind: Any = one_of("--by", by, ("structure", "composition"))
@@ -142,7 +150,8 @@ def leaks(
         part = None if run is None else part_tested_by(run, dataset)
         names = (str(path), "all" if run is None else f"test part of {run}")
         found.append(find_leaks(held, dataset, part, by=kind, names=names))
-    content = leaks_as_json(held, str(pretraining), kind, found)
+    exclusion = to_exclude(held, found, whole_materials=whole_materials)
+    content = leaks_as_json(held, str(pretraining), kind, found, exclusion)
     if out is not None:
         write_atomically(out, json.dumps(content, indent=1, ensure_ascii=False).encode())
     if as_json:
@@ -154,10 +163,8 @@ def leaks(
             _say(f"  {match.structure_id}: {', '.join(match.found_as)}")
         if len(leak.matches) > SHOWN:
             _say(f"  and {len(leak.matches) - SHOWN} more (--out FILE lists all)")
-    _say(
-        f"to leave out of the pre-training: {len(content['exclude']):,} of {len(held):,} structures"
-        + (f", in {out} (--set data.exclude={out})" if out else "")
-    )
+    for line in exclusion.lines(len(held), out, "--by composition"):
+        _say(line)
 
 
 class _Bar:

@@ -120,7 +120,54 @@ def _same(
     return found
 
 
-def leaks_as_json(pretraining: Dataset, name: str, by: By, found: Sequence[Leaks]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Exclusion:
+    """What to leave out of a pre-training, as sorted indices: structures that were found, and others of their materials
+    (of the same group, where a group is not merely a formula). by_formula: those found whose group is their formula,
+    and so names no material; of_formula: the others of these groups, which stay."""
+
+    matched: Indices
+    same_material: Indices
+    by_formula: Indices
+    of_formula: Indices
+
+    def lines(self, structures: int, place: Path | None, option: str) -> list[str]:
+        """For the terminal. structures: of the dataset; place: of the file for data.exclude, if one is written."""
+        more = f", {len(self.same_material):,} more of the same materials" if len(self.same_material) else ""
+        count = len(self.matched) + len(self.same_material)
+        lines = [
+            f"to leave out of the pre-training: {count:,} of {structures:,} structures: {len(self.matched):,} that "
+            f"were found{more}" + (f", in {place} (--set data.exclude={place})" if place else "")
+        ]
+        if len(self.of_formula):
+            lines.append(
+                f"  the group of {len(self.by_formula):,} of them is their formula, which names no material: "
+                f"{len(self.of_formula):,} other structures of these formulas stay ({option} leaves them out)"
+            )
+        return lines
+
+
+def to_exclude(pretraining: Dataset, found: Sequence[Leaks], *, whole_materials: bool = True) -> Exclusion:
+    """What `found` says to leave out of `pretraining`.
+
+    A frame of a material that a test holds gives it away, too, even where it is strained so far that it does not match.
+    whole_materials: False leaves such frames in.
+    """
+    from dpt_hpc.data.ingest.pipeline import reduced_formula
+
+    ids = {name for leaks in found for match in leaks.matches for name in match.found_as}
+    matched = np.flatnonzero(np.isin(pretraining.structure_ids, sorted(ids))) if ids else np.empty(0, dtype=np.int64)
+    groups = pretraining.groups
+    formulas = [reduced_formula(pretraining.get(i).atomic_numbers.numpy()) for i in matched.tolist()]
+    named = groups[matched] != np.array(formulas, dtype=np.str_)
+    others = np.setdiff1d(np.arange(len(pretraining)), matched, assume_unique=True)
+    same, alike = (others[np.isin(groups[others], groups[matched[chosen]])] for chosen in (named, ~named))
+    return Exclusion(matched, same if whole_materials else same[:0], matched[~named], alike)
+
+
+def leaks_as_json(
+    pretraining: Dataset, name: str, by: By, found: Sequence[Leaks], exclusion: Exclusion
+) -> dict[str, Any]:
     """What was found; `exclude`: the ids to leave out of a pre-training. name: of the pre-training dataset."""
     content: dict[str, Any] = {
         "pretraining": {
@@ -130,7 +177,13 @@ def leaks_as_json(pretraining: Dataset, name: str, by: By, found: Sequence[Leaks
         },
         "by": by,
         "downstream": [asdict(leaks) for leaks in found],
-        "exclude": sorted({name for leaks in found for match in leaks.matches for name in match.found_as}),
+        "excluded": {
+            "found": len(exclusion.matched),
+            "same_material": len(exclusion.same_material),
+            "found_in_groups_by_formula": len(exclusion.by_formula),
+            "others_of_these_formulas": len(exclusion.of_formula),
+        },
+        "exclude": sorted(pretraining.ids(np.concatenate([exclusion.matched, exclusion.same_material]))),
     }
     if by == "structure":
         from dpt_hpc.data.ingest.matching import CONVENTION
