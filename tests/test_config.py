@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dpt_hpc.data.catalog.entries import Catalog
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import CGCNNOptions, TorchMDETOptions
 from dpt_hpc.quickstart import configs
@@ -25,6 +26,15 @@ def test_presets_are_valid_and_survive_saving(path: Path, tmp_path: Path) -> Non
     config = load_config(path, kind)
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", kind) == config
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_data_of_every_preset_can_be_had(path: Path) -> None:
+    """By name from the catalog, or as the sample of the quickstart; and no two of them share structures."""
+    config = load_config(path, PretrainConfig if "task: pretrain" in path.read_text() else FinetuneConfig)
+    names = [Path(p).name for p in config.data.path]
+    assert set(names) <= {entry.name for entry in Catalog.read()} | {"mlearn", "elastic"}
+    assert not {"pretrain", "relaxed"} <= set(names)
 
 
 def test_the_faithful_preset_is_the_paper() -> None:

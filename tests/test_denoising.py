@@ -206,7 +206,9 @@ def test_the_papers_sign_is_refused_beside_real_forces(small_dataset: Path, tmp_
 
 def test_mixed_without_anything_to_denoise_is_refused(small_dataset: Path, tmp_path: Path) -> None:
     options = small_options(small_dataset) | {"objective": {"kind": "mixed"}}
-    with pytest.raises(DataError, match=r"no structure of the train part is denoised: 0 of 48 have no energy"):
+    with pytest.raises(
+        DataError, match=r"no structure of the train part is denoised: 0 of 48 have no energy.*\nSet .*max_force"
+    ):
         run(options, tmp_path / "run")
     options["objective"]["denoise_datasets"] = ["relaxed"]
     with pytest.raises(DataError, match=r"denoise_datasets names 'relaxed', but data\.path has small\.\n"):
@@ -217,6 +219,78 @@ def test_the_labels_of_a_mixed_run_must_be_there(partly_labelled: Path, tmp_path
     options = small_options(partly_labelled) | {"objective": {"kind": "mixed", "denoise_datasets": ["partly"]}}
     with pytest.raises(DataError, match=r"energy_weight is 1, but no structure of the dataset has energy"):
         run(options, tmp_path / "run")
+
+
+def test_structures_at_rest_are_denoised_within_one_dataset(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the longest force of each; not those of one atom, whose forces vanish by symmetry. The labels of others are learnt, theirs
+    are not: other ones change nothing."""
+    source = Dataset.open(small_dataset)
+    items = [source.get(i) for i in range(48)]
+    first = items[4]
+    assert first.forces is not None
+    one = {"positions": first.positions[:1], "atomic_numbers": first.atomic_numbers[:1]}
+    items[4] = replace(first, **one, forces=torch.zeros(1, 3, dtype=torch.float64))
+    items[5] = replace(items[5], forces=None)
+    largest = [0.0 if s.forces is None else float(s.forces.norm(dim=1).max()) for s in items]
+    limit = float(np.median(largest))
+    write_dataset(items, tmp_path / "data", provenance={}, property_units={"volume_per_atom": "A^3"})
+    expected = {i for i in range(48) if largest[i] <= limit and i not in (4, 5)}
+    assert 15 < len(expected) < 30
+
+    chosen = MixedOptions(denoise_max_force=limit)
+    objective: Any = objective_of(chosen)
+    batch = batch_of(tmp_path / "data", *range(48))
+    assert set(np.flatnonzero(objective.denoised(batch)).tolist()) == expected
+    assert not objective_of(MixedOptions()).denoised(batch).any()  # type: ignore[operator]
+
+    options = small_options(tmp_path / "data")
+    options["objective"] = {"kind": "mixed", "denoise_max_force": limit, "element_references": True}
+    options["training"]["epochs"] = 1
+    monkeypatch.setattr("dpt_hpc.train.parts.BLOCK", 7)
+    path = run(options, tmp_path / "run")
+    seen = np.load(path / "predictions_test.npz")
+    tested = {str(name) for name in seen["structure_ids"]}
+    places = {str(name): i for i, name in enumerate(Dataset.open(tmp_path / "data").structure_ids)}
+    assert {places[str(seen["structure_ids"][i])] for i in set(seen["noise_structure"].tolist())} == {
+        places[name] for name in tested if places[name] in expected
+    }
+    assert len(seen["energy_true"]) == sum(places[name] not in expected for name in tested)
+    shares = json.loads((path / "results.json").read_text())["test"]
+    assert {"noise_mae", "energy_mae", "forces_mae"} <= shares.keys()
+
+    for i in expected:
+        items[i] = replace(items[i], energy=1e3, stress=None)
+    write_dataset(items, tmp_path / "others", provenance={}, property_units={"volume_per_atom": "A^3"})
+    options["data"]["path"] = str(tmp_path / "others")
+    same_weights(path, run(options, tmp_path / "again"))
+
+
+def test_an_ambiguous_name_of_a_dataset_is_refused_and_a_resumed_run_denoises_the_same(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    source = Dataset.open(small_dataset)
+    for place, part in {"a/relaxed": range(0, 48, 2), "b/relaxed": range(1, 48, 2)}.items():
+        items = [source.get(i) for i in part]
+        write_dataset(items, tmp_path / place, provenance={}, property_units={"volume_per_atom": "A^3"})
+    options = small_options(small_dataset)
+    options["data"]["path"] = [str(tmp_path / "a" / "relaxed"), str(tmp_path / "b" / "relaxed")]
+    options["objective"] = {"kind": "mixed", "denoise_datasets": ["relaxed"]}
+    options["training"]["epochs"] = 1
+    with pytest.raises(DataError, match=r"'relaxed', but data\.path has it 2 times: .*a/relaxed, .*b/relaxed\.\n"):
+        run(options, tmp_path / "run")
+    (tmp_path / "b" / "relaxed").rename(tmp_path / "b" / "forces")
+    options["data"]["path"][1] = str(tmp_path / "b" / "forces")
+    path = run(options, tmp_path / "run")
+    (noted,) = json.loads((path / "run.json").read_text())["denoised"]
+    assert noted["path"] == options["data"]["path"][0]
+    (tmp_path / "a" / "relaxed").rename(tmp_path / "a" / "forces")
+    (tmp_path / "b" / "forces").rename(tmp_path / "b" / "relaxed")
+    options["data"]["path"] = [str(tmp_path / "a" / "forces"), str(tmp_path / "b" / "relaxed")]
+    options["training"]["epochs"] = 2
+    with pytest.raises(ConfigError, match="its denoised has changed since it began"):
+        run(options, path, resume=True)
 
 
 @pytest.mark.slow

@@ -200,12 +200,13 @@ def test_a_page_of_every_kind_of_run_is_whole_and_needs_nothing_else(tmp_path: P
 def test_denoising_is_told_by_its_way_and_mixed_runs_by_both_halves(tmp_path: Path) -> None:
     head = write_run(tmp_path / "head", {"kind": "head_denoising", "noise_scale": 0.04, "loss": "mse"})
     mixed = {**DERIVATIVES, "kind": "mixed", "denoise_datasets": ["relaxed"], "noise_scale": 0.1}
+    mixed["denoise_max_force"] = 0.01
     page = report(tmp_path, head, write_run(tmp_path / "mixed", mixed))
     text = page.text.replace("\u00a0", " ")
     assert "CGCNN with 1,234 parameters was pre-trained by denoising by a head (noise of 0.04 Å)" in text
     assert (
         "was pre-trained on energy, forces and stress (loss weights 1 : 500 : 500), and denoising of structures "
-        "without labels and of relaxed (noise of 0.1 Å)"
+        "without labels and of relaxed and of those without a force above 0.01 eV/Å (noise of 0.1 Å)"
     ) in text
     assert text.count("displacement components") >= 2
 

@@ -146,6 +146,8 @@ def objective_name(run: Run) -> str:
     if run.kind == "mixed":
         datasets = listing([str(name) for name in run.objective.get("denoise_datasets") or []])
         also = f" and of {datasets}" if datasets else ""
+        at_rest = run.objective.get("denoise_max_force")
+        also += f" and of those without a force above {at_rest:g}{NO_BREAK}eV/Å" if at_rest else ""
         return f"{listing(learned)}{weights}, and denoising of structures without labels{also}{noise}"
     return listing(learned) + weights
 

@@ -124,14 +124,19 @@ class HeadDenoisingOptions(Options):
 class MixedOptions(LabelOptions):
     """Labels where there are labels, denoising where there are none, one forward pass and one physical sign for both.
 
-    Structures without energy, forces and stress are taken to be at equilibrium. Noise is added to them, and their
-    forces are to be restoring: -dE/dpositions = -stiffness * noise. The other structures stay as they are.
+    Structures without energy, forces and stress are taken to be at equilibrium, and so are those that the options here
+    name. Noise is added to them, and their forces are to be restoring: -dE/dpositions = -stiffness * noise. The other
+    structures stay as they are.
     """
 
     kind: Literal["mixed"] = "mixed"
     denoise_datasets: tuple[str, ...] = ()
     """Datasets of data.path, by the name of their directory, whose structures are all denoised: their labels are not
     learnt (those of relaxed structures with other energies than the rest, say)."""
+    denoise_max_force: float | None = Field(None, gt=0)
+    """eV/Å: structures of which no force is longer are denoised too, and their labels not learnt, so that one dataset
+    is enough; 0.01 is little beside the restoring forces. null: none for that reason. To find them, all forces are read
+    once at the start."""
     denoising_weight: float = Field(500.0, gt=0)
     """Of the error of the denoised structures' forces, eV/Å, beside the three weights of the labels."""
     noise_scale: float = Field(0.1, gt=0)

@@ -25,6 +25,10 @@ from dpt_hpc.train.config import (
     PropertyOptions,
     SplitOptions,
 )
+from dpt_hpc.train.objective.denoising import at_rest
+
+BLOCK = 512
+"""Structures read at a time."""
 
 
 def make_split(
@@ -58,6 +62,8 @@ def make_split(
     test = usable[split.test] if test is None else test
     split = _without(Split(usable[train], usable[split.validation], test), excluded)
     if (denoised := denoised_structures(dataset, objective, paths)) is not None:
+        if isinstance(objective, MixedOptions) and objective.denoise_max_force is not None:
+            denoised |= _at_rest(dataset, objective.denoise_max_force)
         _check_denoised(dataset, objective, denoised, split)
     if isinstance(objective, LabelOptions):
         _check_labels(dataset, objective, split, denoised)
@@ -133,10 +139,19 @@ def check_elements(dataset: Dataset, num_elements: int) -> None:
 def denoised_ranges(dataset: Dataset, objective: ObjectiveOptions, paths: Sequence[str]) -> tuple[range, ...]:
     """The stretches of indices of those datasets, of `paths`, that `objective` denoises as a whole.
 
-    Raises DataError for a name that none of them has.
+    Raises DataError as `denoised_datasets` does.
+    """
+    first = np.cumsum([0, *(manifest.num_structures for manifest in dataset.manifests)]).tolist()
+    return tuple(range(first[k], first[k + 1]) for k in denoised_datasets(objective, paths))
+
+
+def denoised_datasets(objective: ObjectiveOptions, paths: Sequence[str]) -> list[int]:
+    """The places among `paths` of the datasets that `objective` denoises as a whole.
+
+    Raises DataError for a name that none of them has, or several.
     """
     if not isinstance(objective, MixedOptions):
-        return ()
+        return []
     names = [Path(path).name for path in paths]
     for name in objective.denoise_datasets:
         if name not in names:
@@ -144,14 +159,21 @@ def denoised_ranges(dataset: Dataset, objective: ObjectiveOptions, paths: Sequen
                 f"objective.denoise_datasets names {name!r}, but data.path has {', '.join(names)}.\n"
                 "Name the last part of one of these paths, or add the dataset to data.path."
             )
-    first = np.cumsum([0, *(manifest.num_structures for manifest in dataset.manifests)]).tolist()
-    return tuple(range(first[k], first[k + 1]) for k, name in enumerate(names) if name in objective.denoise_datasets)
+        if names.count(name) > 1:
+            meant = [path for path, other in zip(paths, names, strict=True) if other == name]
+            raise DataError(
+                f"objective.denoise_datasets names {name!r}, but data.path has it {len(meant)} times: "
+                f"{', '.join(meant)}.\n"
+                "It does not say which of them is to be denoised: give their directories different names."
+            )
+    return [k for k, name in enumerate(names) if name in objective.denoise_datasets]
 
 
 def denoised_structures(
     dataset: Dataset, objective: ObjectiveOptions, paths: Sequence[str]
 ) -> NDArray[np.bool_] | None:
-    """(S,) bool: to which structures `objective` adds noise; None if it is of a kind that does not.
+    """(S,) bool: to which structures `objective` adds noise, whatever their forces; None if it is of a kind that does
+    not.
 
     Raises DataError as `denoised_ranges` does.
     """
@@ -172,6 +194,15 @@ def count_single_atoms(dataset: Dataset, objective: ObjectiveOptions, paths: Seq
         return 0
     alone = denoised & (dataset.num_atoms == 1)
     return sum(int(alone[indices].sum()) for indices in (split.train, split.validation, split.test))
+
+
+def _at_rest(dataset: Dataset, max_force: float) -> NDArray[np.bool_]:
+    """(S,) bool: the structures that `at_rest` finds. Reads them all, a block at a time."""
+    blocks = [
+        at_rest(dataset.read(np.arange(start, min(start + BLOCK, len(dataset)))), max_force).numpy()
+        for start in range(0, len(dataset), BLOCK)
+    ]
+    return np.concatenate(blocks)
 
 
 def _check_labels(dataset: Dataset, objective: LabelOptions, split: Split, denoised: NDArray[np.bool_] | None) -> None:
@@ -205,8 +236,9 @@ def _check_denoised(dataset: Dataset, objective: ObjectiveOptions, denoised: NDA
         if len(indices) and not len(found):
             raise DataError(
                 f"objective.kind is mixed, but no structure of the {part} part is denoised: {int(denoised.sum())} of "
-                f"{len(denoised)} have no energy, forces and stress, or are of objective.denoise_datasets.\n"
-                "Set objective.kind=derivatives, name datasets to denoise, or use another data.split.seed."
+                f"{len(denoised)} have no energy, forces and stress, are of objective.denoise_datasets, or have no "
+                "force above objective.denoise_max_force.\n"
+                "Set objective.denoise_max_force, as to 0.01, name datasets to denoise, or use another data.split.seed."
             )
         if len(indices) and dataset.num_atoms[found].max() == 1:
             raise DataError(

@@ -15,9 +15,9 @@ from dpt_hpc.data.group import agree
 from dpt_hpc.errors import DataError
 from dpt_hpc.models import Scaling
 from dpt_hpc.structure import MAX_ATOMIC_NUMBER, Batch
-from dpt_hpc.train.config import LabelOptions, ObjectiveOptions, PropertyOptions
+from dpt_hpc.train.config import LabelOptions, MixedOptions, ObjectiveOptions, PropertyOptions
 from dpt_hpc.train.data import Data
-from dpt_hpc.train.objective.denoising import within
+from dpt_hpc.train.objective.denoising import to_denoise
 from dpt_hpc.train.ranks import Ranks
 
 Rows = NDArray[np.float64]
@@ -75,7 +75,7 @@ def fit_scaling(scaling: Scaling, options: ObjectiveOptions, data: Data, denoise
     same value where it is to be divided by its spread.
     """
     if isinstance(options, LabelOptions) and (options.element_references or options.normalise):
-        energies, per_atom = _compositions(data, denoised)
+        energies, per_atom = _compositions(data, options, denoised)
         references = energies.solve() if options.element_references else np.zeros(MAX_ATOMIC_NUMBER + 1)
         spread = per_atom.spread(np.concatenate([[0.0], -references, [1.0]])) if options.normalise else 1.0
         _check_spread(spread, "energy per atom")
@@ -96,12 +96,14 @@ def training_elements(data: Data, ranks: Ranks) -> tuple[int, ...]:
     return tuple(sorted(set().union(*ranks.all_gather(found))))
 
 
-def _compositions(data: Data, denoised: Sequence[range]) -> tuple[Triangle, Triangle]:
+def _compositions(data: Data, options: LabelOptions, denoised: Sequence[range]) -> tuple[Triangle, Triangle]:
     """Of the training structures that have an energy: [atoms of each element (119), energy], whose solution are the
     references; and [1, fraction of each element (119), energy per atom]."""
     energies, per_atom = Triangle(MAX_ATOMIC_NUMBER + 2), Triangle(MAX_ATOMIC_NUMBER + 3)
     for block in data.batches(data.split.train, BLOCK):
-        learnt = block.energy_mask & ~within(block.structure_index, denoised)
+        learnt = block.energy_mask
+        if isinstance(options, MixedOptions):
+            learnt = learnt & ~to_denoise(block, options, denoised)
         composition = _composition(block)[learnt.cpu().numpy()]
         rows = np.concatenate([composition, _float64(block.energy[learnt])[:, None]], axis=1)
         energies.add(rows)

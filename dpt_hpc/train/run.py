@@ -32,7 +32,7 @@ from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.monitor import Monitor, describe_environment, write_json
 from dpt_hpc.train.objective import build_objective
-from dpt_hpc.train.parts import check_elements, count_single_atoms, denoised_ranges
+from dpt_hpc.train.parts import check_elements, count_single_atoms, denoised_datasets, denoised_ranges
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.references import fit_scaling, training_elements
 from dpt_hpc.train.run_dir import check_same_sources, claim_run_dir, save_config
@@ -165,6 +165,8 @@ class Run:
             first = self.ranks.rank == 0
             agree(self.ranks, lambda: self.lock.take(self.config.engine.rank_timeout) if first else None)
         sources = {"dataset": describe_data(dataset, self.config), **sources}
+        if whole := denoised_datasets(self.config.objective, self.config.data.path):
+            sources["denoised"] = [sources["dataset"][k] for k in whole]
         told = ""
         if self.config.data.exclude is not None:
             sources["excluded"] = describe_exclusion(dataset, split, self.config.data.exclude)

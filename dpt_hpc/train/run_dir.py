@@ -37,7 +37,7 @@ FREE_TO_CHANGE = (
 computed so far, nor the structures of a step. (A dataset may be moved; that it is the same one is checked by its
 digest. compat stands for other options, which are compared.)"""
 
-SAME_ON_RESUME = ("dataset", "pretrained", "excluded", "folds")
+SAME_ON_RESUME = ("dataset", "pretrained", "excluded", "folds", "denoised")
 """Facts of run.json that a resumed run must find unchanged: what it learns from, and what it is tested on."""
 
 

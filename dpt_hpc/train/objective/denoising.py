@@ -115,9 +115,7 @@ class Mixed(Derivatives):
 
     def denoised(self, batch: Batch) -> Tensor:
         """(B,) bool: the structures to which noise is added."""
-        return ~(batch.energy_mask | batch.forces_mask | batch.stress_mask) | within(
-            batch.structure_index, self.denoised_ranges
-        )
+        return to_denoise(batch, self.options, self.denoised_ranges)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         denoised = self.denoised(batch)
@@ -134,6 +132,22 @@ class Mixed(Derivatives):
         assert p.forces is not None
         learnt = (denoised & has_noise_to_learn(batch)).index_select(0, batch.batch)
         return {**energy_forces_stress(p, batch), "noise": (p.forces / -self.options.stiffness, noise, learnt)}
+
+
+def to_denoise(batch: Batch, options: MixedOptions, ranges: Sequence[range]) -> Tensor:
+    """(B,) bool: the structures that `options` denoise. ranges: stretches of the dataset's indices, all denoised."""
+    found = ~(batch.energy_mask | batch.forces_mask | batch.stress_mask) | within(batch.structure_index, ranges)
+    return found if options.denoise_max_force is None else found | at_rest(batch, options.denoise_max_force)
+
+
+def at_rest(batch: Batch, max_force: float) -> Tensor:
+    """(B,) bool: the structures with forces, none of which is longer than `max_force`, eV/Å.
+
+    A structure of one atom is not: symmetry keeps its force zero, and it has no noise to learn.
+    """
+    largest = batch.forces.new_zeros(batch.num_structures)
+    largest = largest.scatter_reduce(0, batch.batch, torch.linalg.vector_norm(batch.forces, dim=1), "amax")
+    return batch.forces_mask & has_noise_to_learn(batch) & (largest <= max_force)
 
 
 def within(index: Tensor, ranges: Sequence[range]) -> Tensor:
