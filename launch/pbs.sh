@@ -5,8 +5,9 @@
 #   GPU    qsub -l select=2:ncpus=32:ngpus=4:mpiprocs=4 -v CONFIG=...,ARGUMENTS="--set seed=1" launch/pbs.sh
 #   five seeds      qsub -J 0-4 -v CONFIG=configs/finetune/cgcnn_jdft.yaml launch/pbs.sh
 #
-# Three minutes before its wall time is over, or at PBS's SIGTERM, the job saves. With REQUEUE=yes a job whose time is
-# over, or that has lost a rank, is queued again as it was submitted (qrerun); one that was ended by qdel is not.
+# Three minutes before its wall time is over the job saves (at PBS's own SIGTERM only if mpiexec lets the ranks do so).
+# With REQUEUE=yes a job whose time is over, or that has lost a rank, is queued again as it was submitted (qrerun); one
+# that was ended by qdel is not.
 # launch/README.md says what a site must set.
 #PBS -N dpt_hpc
 #PBS -l select=1:ncpus=1:mpiprocs=1

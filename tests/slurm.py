@@ -53,7 +53,11 @@ PriorityType=priority/basic
 NodeName=DEFAULT CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 NodeName={node_1} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_1}
 NodeName={node_2} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port_2}
-PartitionName=all Nodes={node_1},{node_2} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=DEFAULT Nodes={node_1},{node_2} MaxTime=INFINITE State=UP GraceTime=30
+PartitionName=all Default=YES
+PartitionName=urgent PriorityTier=2
 """
 GRES = """\
 NodeName={node_1},{node_2} Name=gpu File=/dev/zero

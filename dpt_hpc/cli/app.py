@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dpt_hpc import __version__
 from dpt_hpc.errors import ConfigError, DptError, EnvironmentFault, RankLost
+from dpt_hpc.train import signals
 from dpt_hpc.train.interfaces import node_name
 from dpt_hpc.train.world import place_so_far
 
@@ -65,6 +66,8 @@ def one_of(option: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 
 def run_command_line(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Raises SystemExit for a user's error, with its exit code, after printing its message."""
+    # Where a rank is gone, each call of torch's store would print a C++ trace; torch reads this when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app(args=list(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as end:
@@ -80,26 +83,33 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
         from dpt_hpc.train.failures import is_of_a_peer
 
         if is_of_a_peer(error):  # while starting, before the heartbeat watches
-            first = str(error).splitlines()[0]
-            _fail(RankLost(f"another rank is gone: {first}\nIts own message says why."), RankLost.exit_code)
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            lost = RankLost(f"another rank is gone: {first}\nIts own message says why.")
+            # All ranks meet it: rank 0 tells, and rank 1, if it is rank 0 that is gone.
+            _fail(lost, lost.exit_code, silent=place_so_far()[0] > 1)
         # An error of the program: told in full, but the clean-up of libraries would wait for the other ranks.
+        signals.end_with(None)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-    """Print one message and end this process. Of several ranks the first one speaks; another one speaks only if the
-    launcher has not ended it by then, that is, if it failed alone."""
+def _fail(error: Exception, code: int, *, silent: bool = False) -> NoReturn:
+    """Print one message, unless `silent`, and end this process. Of several ranks the first one speaks; another one
+    speaks only if the launcher has not ended it by then, that is, if it failed alone."""
+    signals.ready()  # a signal must not raise another error in the midst of this one
     word = getattr(error, "word", DptError.word)
     told_to_stop = word != DptError.word
     if os.environ.get("DPT_HPC_DEBUG") and not told_to_stop:
         raise error
     rank, ranks = place_so_far()
     if rank:
+        signals.end_with(code)  # the launcher's: the first rank has spoken, and left
         time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+    if ranks > 1:
+        signals.end_with(None)
     place = f" (rank {rank} on {node_name()})" if rank else ""
-    if not (rank and told_to_stop):
+    if not silent and not (rank and told_to_stop):
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"{word}{place}: {error}", markup=False)
     if ranks > 1:
         # Without the clean-up of libraries, which would wait for the other ranks.

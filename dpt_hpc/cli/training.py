@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dpt_hpc.cli.app import Json, Quiet, Resume, Set, app, console
+from dpt_hpc.train.world import place_so_far
 
 
 @app.command(epilog="Example: `dpt-hpc pretrain configs/pretrain/cgcnn_1_500_500.yaml --set data.path=data/mptrj`")
@@ -50,7 +51,7 @@ def _train(
     """What pretrain, finetune and run share. task: None for the one that the config names."""
     from dpt_hpc.train import signals
 
-    signals.listen()
+    signals.listen(peers=place_so_far()[1] > 1)
     from dpt_hpc.data.group import agree
     from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
     from dpt_hpc.train.config_file import kind_of, load_config, of_an_array

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import distributed
 
@@ -23,18 +23,28 @@ from dpt_hpc.errors import DptError, RankLost
 from dpt_hpc.train import signals
 from dpt_hpc.train.failures import ERROR_LOG, is_of_a_peer
 from dpt_hpc.train.ranks import Ranks
+from dpt_hpc.train.writer import wait_for_writers
 
 ROUNDS_IN_TIMEOUT = 12
 SILENT_ROUNDS = 8
 """After so many rounds without a beat a rank is given up; what is left of the timeout is for telling the others."""
 SUSPECT_ROUNDS = 3
 """The same, once a collective call has failed on some rank: one of them is gone, and only its name is not known."""
+ROUNDS_TO_HEAR = 2
+"""So long the ranks wait for each other to have read the verdict."""
 SECONDS_FOR_THE_TELLER = 5.0
 """The others leave a little later: a launcher ends all ranks when the first one leaves, also the one that speaks."""
 
 SECONDS_TO_CLOSE = 2.0
 
-VERDICT, STOP, SUSPICION = "verdict", "stop", "suspicion"
+VERDICT, HEARD, STOP, SUSPICION = "verdict", "heard", "stop", "suspicion"
+
+
+class Verdict(TypedDict):
+    """Why all ranks end, and with which exit code."""
+
+    text: str
+    code: int
 
 
 class Heartbeat:
@@ -56,6 +66,8 @@ class Heartbeat:
         self._parent = os.getppid()
         self._rounds = 0
         self._closing = threading.Event()
+        self._not_counted = threading.Lock()
+        """Taken once, by whoever counts this rank among those that have heard the verdict."""
         if ranks.rank == 0:
             for key in (VERDICT, STOP, SUSPICION):
                 self._store.set(key, "")
@@ -73,12 +85,14 @@ class Heartbeat:
             thread.join(SECONDS_TO_CLOSE)
 
     def blame(self, error: BaseException) -> None:
-        """Tell all ranks that this one ends with `error`, unless one has been blamed already."""
+        """Tell all ranks that this one ends with `error`, unless one has been blamed already; until they have heard."""
         code = error.exit_code if isinstance(error, DptError) else RankLost.exit_code if is_of_a_peer(error) else 1
         first = (str(error).splitlines() or [""])[0]
+        own: Verdict = {"text": f"{self._place(self._ranks.rank)}: {type(error).__name__}: {first}", "code": code}
         with suppress(RuntimeError):
-            text = f"{self._place(self._ranks.rank)}: {type(error).__name__}: {first}"
-            self._write_verdict(self._own_store, text, code)
+            self._write_verdict(self._own_store, own)
+            self._closing.set()  # this process ends with an error of its own
+            self._wait_until_heard(self._own_store, code)
 
     def wait_for_verdict(self) -> None:
         """A collective call has failed here: let the watch find out which rank is gone. It ends this process then."""
@@ -103,7 +117,7 @@ class Heartbeat:
                 continue
             self._rounds, broken = self._rounds + 1, 0
             if verdict:
-                self._end(**json.loads(verdict))
+                self._end(**json.loads(verdict), store=self._store)
             if stop:
                 signals.stop_too(stop)
                 if signals.starting():  # the main thread may wait for another rank, and hear of nothing
@@ -128,27 +142,38 @@ class Heartbeat:
 
     def _condemn(self, rank: int, reason: str) -> None:
         text = f"{self._place(rank)}: {reason}.\nThe other ranks end. Go on from the last checkpoint with --resume."
-        try:
-            mine = self._write_verdict(self._store, text, RankLost.exit_code)
-        except RuntimeError:
-            mine = True
-        self._end(text, RankLost.exit_code, tell=mine)
+        own: Verdict = {"text": text, "code": RankLost.exit_code}
+        verdict = own
+        with suppress(RuntimeError):
+            verdict = self._write_verdict(self._store, own)
+        self._end(**verdict, tell=verdict == own, store=self._store)
 
     def _end_starting(self, signal: str) -> None:
         """All ranks end, since one of them was told to stop before there was anything to save."""
-        text = signals.nothing_to_save(signal)
-        mine = False
+        own: Verdict = {"text": signals.nothing_to_save(signal), "code": signals.code_of(signal)}
+        verdict = own
         with suppress(RuntimeError):
-            mine = self._write_verdict(self._store, text, signals.EXIT_REQUEUE)
-        if mine:
-            print(text, file=sys.stderr, flush=True)
-        self._end(text, signals.EXIT_REQUEUE)
+            verdict = self._write_verdict(self._store, own)
+            if verdict == own:
+                print(verdict["text"], file=sys.stderr, flush=True)
+        self._end(**verdict, store=self._store)
 
     @staticmethod
-    def _write_verdict(store: distributed.Store, text: str, code: int) -> bool:
-        """Whether this is the first verdict."""
-        content = json.dumps({"text": text, "code": code})
-        return bool(store.compare_set(VERDICT, "", content).decode() == content)
+    def _write_verdict(store: Any, own: Verdict) -> Verdict:
+        """The verdict that holds: this one, unless there is an earlier one."""
+        verdict: Verdict = json.loads(store.compare_set(VERDICT, "", json.dumps(own)))
+        return verdict
+
+    def _wait_until_heard(self, store: Any, code: int) -> None:
+        """Until all ranks that are left have read the verdict, or had the time to: the store ends with rank 0, and
+        the launcher ends all when the first one leaves."""
+        mine = 1 if self._not_counted.acquire(blocking=False) else 0
+        wanted = self._ranks.size - (code == RankLost.exit_code)
+        until = time.monotonic() + ROUNDS_TO_HEAR * self._interval
+        with suppress(RuntimeError):
+            while store.add(HEARD, mine) < wanted and time.monotonic() < until:
+                mine = 0
+                time.sleep(0.05 + self._ranks.size / 4000)
 
     def _end_without_store(self, reason: str) -> None:
         # Nobody can be asked whether it has spoken already: one rank of each node does.
@@ -160,15 +185,23 @@ class Heartbeat:
         )
         self._end(text, RankLost.exit_code, tell=world.rank == 1 or world.local_rank == 0)
 
-    def _end(self, text: str, code: int, *, tell: bool = False) -> None:
-        """End this process from whatever thread, whatever the others are doing."""
+    def _end(self, text: str, code: int, *, tell: bool = False, store: Any = None) -> None:
+        """End this process from whatever thread, whatever the others are doing, but not without its checkpoint.
+
+        store: the thread's, where it can be reached.
+        """
         if self._closing.is_set():
             return
+        until = time.monotonic() + self._interval * (ROUNDS_IN_TIMEOUT - SILENT_ROUNDS)
+        signals.ready()  # the launcher's signal says nothing new
         try:
             if tell:
                 self._tell(text)
-            else:
+            if store is not None:
+                self._wait_until_heard(store, code)
+            if not tell:
                 time.sleep(SECONDS_FOR_THE_TELLER)
+            wait_for_writers(until)
         finally:
             os._exit(code)
 

@@ -15,8 +15,6 @@ from pydantic import ValidationError
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.config import RunConfig
 from dpt_hpc.train.durable import publish_file
-from dpt_hpc.train.run_lock import LOCK
-from dpt_hpc.train.starts import STARTS
 
 FREE_TO_CHANGE = (
     "run_dir",
@@ -53,7 +51,9 @@ def claim_run_dir(path: Path, config: RunConfig, *, resume: bool) -> None:
                 "Continue it with --resume, or choose another directory with --set run_dir=DIR."
             )
         _check_same_options(config, path / "config.yaml")
-    elif path.exists() and (not path.is_dir() or any(found.name not in (LOCK, STARTS) for found in path.iterdir())):
+    # A name that begins with a dot is the lock, the account of the starts, or what is left of a start that was killed
+    # while it was writing.
+    elif path.exists() and (not path.is_dir() or any(not found.name.startswith(".") for found in path.iterdir())):
         raise ConfigError(
             f"run_dir {path}: is not empty, and holds no run that could be continued.\n"
             "Choose another directory with --set run_dir=DIR."

@@ -11,14 +11,14 @@ import signal
 import threading
 from types import FrameType
 
-from dpt_hpc.errors import DptError
+from dpt_hpc.errors import DptError, RankLost
 from dpt_hpc.train.world import place_so_far
 
 EXIT_REQUEUE = 75
 """EX_TEMPFAIL of sysexits.h: all is saved; start the same command again, with --resume."""
 
 _received: str | None = None
-_starting = _accompanied = False
+_starting = _accompanied = _peers = False
 
 
 class Interrupted(DptError):
@@ -28,22 +28,36 @@ class Interrupted(DptError):
     word = "stopped"
 
 
-def listen() -> None:
-    """From now on SIGTERM and SIGUSR1 end this process with EXIT_REQUEUE, and SIGCONT means nothing.
+def listen(*, peers: bool = False) -> None:
+    """From now on SIGTERM and SIGUSR1 end this process with the code of `code_of`, and SIGCONT means nothing.
 
+    peers: whether this is one of several ranks of a run.
     After `accompanied`, the heartbeat ends all ranks together; after `ready`, they end at their next step. A second
     signal changes nothing: whoever sends it waits for the checkpoint, too. Outside of the main thread, where no handler
     can be set, it does nothing.
     """
-    global _starting, _accompanied
+    global _starting, _accompanied, _peers
     if threading.current_thread() is not threading.main_thread():
         return
-    _starting, _accompanied = True, False
+    _starting, _accompanied, _peers = True, False, peers
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _remember)
-    signal.signal(
-        signal.SIGCONT, signal.SIG_IGN
-    )  # Slurm sends it beside the other; a stopped process goes on all the same
+    # Slurm sends it beside the other; a stopped process goes on all the same.
+    signal.signal(signal.SIGCONT, signal.SIG_IGN)
+
+
+def end_with(code: int | None) -> None:
+    """From now on SIGTERM and SIGUSR1 end this process at once with exit code `code`; None: they mean nothing.
+
+    For a process that is about to end with an error: a signal must not end it with another one.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(0 if code is None else code)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN if code is None else end)
 
 
 def accompanied() -> None:
@@ -76,15 +90,21 @@ def stop_too(name: str) -> None:
 
 def forget() -> None:
     """As if no signal had come, and nobody had listened for one."""
-    global _received, _starting, _accompanied
-    _received, _starting, _accompanied = None, False, False
+    global _received, _starting, _accompanied, _peers
+    _received, _starting, _accompanied, _peers = None, False, False, False
+
+
+def code_of(name: str) -> int:
+    """The exit code of a rank that the signal `name` ends before the first step."""
+    # Where one of several ranks is gone, launchers send SIGTERM to the others: that is no wish to go on later.
+    return RankLost.exit_code if _peers and name == signal.SIGTERM.name else EXIT_REQUEUE
 
 
 def nothing_to_save(name: str) -> str:
     """What the signal `name` means before the first step."""
     return (
         f"{Interrupted.word}: told to stop ({name}) before the first step: there was nothing to save.\n"
-        f"Go on with --resume: exit code {EXIT_REQUEUE} asks for it."
+        f"Go on with --resume: exit code {code_of(name)} asks for it."
     )
 
 
@@ -95,4 +115,4 @@ def _remember(number: int, frame: FrameType | None) -> None:
         # Not by an exception: it could come up in the middle of an import, or of a library that is no Python.
         if place_so_far()[0] == 0:
             os.write(2, f"{nothing_to_save(name)}\n".encode())
-        os._exit(EXIT_REQUEUE)
+        os._exit(code_of(name))

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
@@ -35,6 +36,7 @@ from dpt_hpc.train.config import CheckpointOptions
 from dpt_hpc.train.durable import fsync
 
 LAST, BEST = "last", "best"
+_THREAD = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class CheckpointWriter:
         )
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._write, name="checkpoint")
+        self._thread = threading.Thread(target=self._write, name=_THREAD)
         self._thread.start()
 
     def _write(self) -> None:
@@ -136,6 +138,13 @@ class CheckpointWriter:
         else:
             self.error = None
             prune(self.directory, self.options)
+
+
+def wait_for_writers(until: float) -> None:
+    """Until no checkpoint of this process is being written, or the monotonic clock says `until`."""
+    for thread in threading.enumerate():
+        if thread.name == _THREAD:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def publish(directory: Path, name: str, snapshot: Snapshot, *, best: bool, log: Path | None = None) -> Path:
