@@ -126,6 +126,8 @@ def test_staged_shards_are_read_from_the_copy_which_is_used_again(
     for half in (left, growing):
         half.write_bytes(b"half")
     os.utime(left, (1.7e9, 1.7e9))
+    # Renamed or removed by another job between two looks: here, a name without a file.
+    copies[0].with_name(f".{copies[0].name}.gone").symlink_to("nowhere")
     again = Dataset.open(small, stage="${TMPDIR}/stage")
     assert growing.exists()
     assert not left.exists(), "what a killed job left half copied fills the disk"

@@ -14,7 +14,7 @@ from small_runs import Options, of_steps, run
 
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.train.deepspeed_options import read_deepspeed_options, stale_build_locks
-from dpt_hpc.train.placement import crowded_cores, divide_cores, shared_gpus
+from dpt_hpc.train.placement import bound, crowded_cores, divide_cores, shared_gpus
 
 ZERO = Path(__file__).resolve().parent.parent / "configs" / "deepspeed"
 
@@ -59,6 +59,15 @@ def test_threads_that_are_there_already_are_bound_too() -> None:
         "assert len(threads) > 1 and all(os.sched_getaffinity(thread) == {core} for thread in threads)\n"
     )
     subprocess.run([sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True)
+
+
+def test_a_rank_that_cannot_be_bound_trains_on(capsys: pytest.CaptureFixture[str]) -> None:
+    before = os.sched_getaffinity(0)
+    assert not bound("rank 3 on n1", [100_000, 100_001])
+    assert os.sched_getaffinity(0) == before
+    told = capsys.readouterr().err
+    assert told.startswith("warning: rank 3 on n1 cannot be bound to its core(s) 100000, 100001: ")
+    assert "engine.pin=false" in told
 
 
 def test_two_ranks_on_one_gpu_are_refused() -> None:

@@ -148,6 +148,12 @@ def test_a_host_file_of_pbs_names_the_ranks_and_the_first_host(tmp_path: Path) -
     assert (world.rank, world.world_size, world.master_address) == (2, 4, "alpha")
     with pytest.raises(EnvironmentFault, match="RANK=4, but WORLD_SIZE=4"):
         find_world({"PBS_NODEFILE": str(hosts), "RANK": "4"})
+    alone = find_world({"PBS_NODEFILE": str(hosts)})  # mpiexec forgotten
+    said = "one process, although the job has 4 ranks: start it with mpiexec to use them"
+    assert (alone.world_size, alone.source) == (1, said)
+    hosts.write_text("alpha\n")
+    assert find_world({"PBS_NODEFILE": str(hosts)}).source == "no launcher: one process"
+    hosts.write_text("alpha\n" * 4)
     with pytest.raises(EnvironmentFault, match="PBS_NODEFILE is /nowhere, which cannot be read: No such file"):
         find_world({"PBS_NODEFILE": "/nowhere", "RANK": "0"})
 

@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dpt_hpc.data.group import Group, agree
@@ -68,8 +69,9 @@ def _prepare(copies: Sequence[Path], work: Sequence[tuple[Path, Path, Shard]]) -
     """Make the directories; see that all that is to come has room. What killed jobs have left half copied goes."""
     try:
         for left in (path for directory in copies for path in directory.glob(".*.h5.*")):
-            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # renamed or removed meanwhile, by another job
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    left.unlink()
         missing = sum(shard.num_bytes for _, copy, shard in work if not _there(copy, shard))
         for directory in copies:
             directory.mkdir(parents=True, exist_ok=True)

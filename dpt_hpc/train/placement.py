@@ -35,8 +35,7 @@ def place(ranks: Ranks, device: torch.device, *, pin: bool) -> None:
             print(f"warning: {warning}", file=sys.stderr)
     elif pin:
         cores = shares[ranks.node.rank]
-        bind(cores)
-        if "OMP_NUM_THREADS" not in os.environ:
+        if bound(ranks.world.place, cores) and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(len(cores))
 
 
@@ -81,7 +80,7 @@ def divide_cores(allowed: Sequence[Sequence[int]]) -> list[list[int]]:
     """
     shares: list[list[int]] = [[] for _ in allowed]
     taken: set[int] = set()
-    for cores in sorted({tuple(cores) for cores in allowed}, key=len):
+    for cores in sorted({tuple(cores) for cores in allowed}, key=lambda cores: (len(cores), cores)):
         group = [rank for rank, own in enumerate(allowed) if tuple(own) == cores]
         free = [core for core in cores if core not in taken]
         for i, rank in enumerate(group):
@@ -91,10 +90,27 @@ def divide_cores(allowed: Sequence[Sequence[int]]) -> list[list[int]]:
     return shares
 
 
+def bound(place: str, cores: Sequence[int]) -> bool:
+    """Bind this process to `cores`; where that cannot be (a container forbids it, the node's cores have changed) a
+    warning names the rank's `place`, and it is not."""
+    try:
+        bind(cores)
+    except OSError as error:
+        some = ", ".join(map(str, cores[:8])) + (", ..." if len(cores) > 8 else "")
+        print(
+            f"warning: {place} cannot be bound to its core(s) {some}: {error.strerror or error}.\n"
+            "It trains all the same, perhaps more slowly; engine.pin=false does not try.",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
 def bind(cores: Sequence[int]) -> None:
     """Let every thread of this process, and those that they will start, run on `cores` only.
 
-    The pool of OpenMP may be there already: it would keep the cores that it began with.
+    The pool of OpenMP may be there already: it would keep the cores that it began with. Raises OSError where the system
+    does not allow it.
     """
     for thread in Path("/proc/self/task").iterdir():
         with suppress(ProcessLookupError):  # it has come to its end meanwhile

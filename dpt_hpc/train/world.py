@@ -107,7 +107,7 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
                 f"WORLD_SIZE is {environment['WORLD_SIZE']}, but RANK is not set and no launcher was found.\n"
                 "Start the ranks by srun, mpirun, deepspeed or torchrun, or set RANK for each."
             )
-        return World(node=node, source=_alone(environment))
+        return World(node=node, source=_alone(environment, hosts))
     known = {**sizes, **environment}
     rank, world_size = _integer(known, launcher.rank), _integer(known, launcher.world_size)
     if not 0 <= rank < world_size:
@@ -118,7 +118,8 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
     _check_agreement(environment, launcher, rank, world_size)
     source = f"srun ({flavour})" if launcher.name == "srun" and (flavour := _pmi(environment)) else launcher.name
     if world_size == 1:
-        return World(node=node, source=_alone(environment) if launcher.name == "srun" else f"{source}: one process")
+        alone = _alone(environment, hosts) if launcher.name == "srun" else f"{source}: one process"
+        return World(node=node, source=alone)
     local_rank = _integer(environment, launcher.local_rank) if launcher.local_rank in environment else 0
     address, port = _rendezvous(environment, launcher, world_size, hosts)
     return World(rank, local_rank, world_size, node=node, master_address=address, master_port=port, source=source)
@@ -169,11 +170,13 @@ def _pmi(environment: Mapping[str, str]) -> str | None:
     return "pmix" if "PMIX_RANK" in environment else "pmi2" if "PMI_RANK" in environment else None
 
 
-def _alone(environment: Mapping[str, str]) -> str:
-    """One process; says if the job has room for more, as it does where srun was forgotten."""
+def _alone(environment: Mapping[str, str], hosts: list[str]) -> str:
+    """One process; says if the job has room for more, as it does where srun or, under PBS, mpiexec was forgotten."""
     tasks = environment.get("SLURM_NTASKS", "1")
     if tasks != "1" and environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return f"one process, although the job has {tasks} tasks: start it with srun to use them"
+    if len(hosts) > 1 and "SLURM_STEP_NUM_TASKS" not in environment:
+        return f"one process, although the job has {len(hosts)} ranks: start it with mpiexec to use them"
     return "no launcher: one process" if "SLURM_STEP_NUM_TASKS" not in environment else "srun: one process"
 
 
