@@ -224,8 +224,8 @@ def test_the_labels_of_a_mixed_run_must_be_there(partly_labelled: Path, tmp_path
 def test_structures_at_rest_are_denoised_within_one_dataset(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the longest force of each; not those of one atom, whose forces vanish by symmetry. Theirs are not learnt:
-    other labels change nothing."""
+    """By the longest force of each; not those of one atom, whose forces vanish by symmetry. Their labels do not
+    count: others give the same weights."""
     source = Dataset.open(small_dataset)
     items = [source.get(i) for i in range(48)]
     first = items[4]
