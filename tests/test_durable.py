@@ -10,6 +10,7 @@ import pytest
 from small_runs import Options, config_of
 
 from dpt_hpc.train.counting import Counts
+from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.monitor import Monitor, write_json
 from dpt_hpc.train.run_dir import save_config
 
@@ -30,9 +31,12 @@ def test_what_a_resume_reads_is_on_the_disk_before_it_has_its_name(
     save_config(config_of(finished[0], tmp_path), tmp_path / "config.yaml")
     write_json(tmp_path / "run.json", {"started": "now"})
     Counts(np.arange(3), "key").save(tmp_path)
+    parts = GrowingArrays(tmp_path / "split.npz")
+    parts.add({"train": np.arange(3)})
+    parts.publish()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     Monitor(tmp_path, step=1, quiet=True).close()
-    names = ("config.yaml", "run.json", "edges.npz", "metrics.jsonl")
+    names = ("config.yaml", "run.json", "edges.npz", "split.npz", "metrics.jsonl")
     for name in names:
         facts = (tmp_path / name).stat()
         assert facts.st_size > 0

@@ -74,7 +74,8 @@ def test_the_ranks_of_a_node_keep_one_index_of_the_structures(small: Path, monke
 
     def work(node: ThreadRank) -> tuple[np.ndarray, ...]:
         dataset = Dataset.open(small, node=node)
-        return dataset.atom_ptr, dataset.edge_estimate, shared_memory.kept_once(np.arange(7), node)
+        counted = shared_memory.kept_once(7, node, lambda values: np.copyto(values, np.arange(7)))
+        return dataset.atom_ptr, dataset.edge_estimate, counted
 
     for shared in (True, False):
         if not shared:  # each rank then has its own, whole

@@ -10,16 +10,14 @@ import mmap
 import os
 import resource
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpt_hpc.data.group import Group, agree
 from dpt_hpc.errors import EnvironmentFault
-
-Number = TypeVar("Number", bound=np.generic)
 
 SHARED = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
@@ -56,17 +54,19 @@ def shared_or_own(size: int, node: Group, purpose: str) -> tuple[NDArray[np.uint
         return np.zeros(size, dtype=np.uint8), False
 
 
-def kept_once(values: NDArray[Number], node: Group) -> NDArray[Number]:
-    """`values`, which every rank of `node` has, in memory that they share, if they can; not to be written to."""
-    held, shared = shared_or_own(values.nbytes, node, f"{len(values)} numbers")
-    if not shared:
-        return values
-    once = held.view(values.dtype).reshape(values.shape)
-    if node.rank == 0:
-        once[...] = values
-    node.all_gather(None)  # nobody reads before it is there
-    once.flags.writeable = False
-    return once
+def kept_once(size: int, node: Group, fill: Callable[[NDArray[np.int64]], None]) -> NDArray[np.int64]:
+    """(size,) numbers in memory that the ranks of `node` share, written there by `fill` on its rank 0; where they
+    cannot share, by each into its own. Not to be written to afterwards."""
+    held, shared = shared_or_own(8 * size, node, f"{size} numbers")
+    values = held.view(np.int64)
+
+    def work() -> None:
+        if node.rank == 0 or not shared:
+            fill(values)
+
+    agree(node, work)  # nobody reads before it is there
+    values.flags.writeable = False
+    return values
 
 
 OTHER_STORE = "Set data.store=disk (or auto), take more nodes with data.store=cluster, or ask for more memory."

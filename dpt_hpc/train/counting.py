@@ -16,6 +16,7 @@ from dpt_hpc.structure import Batch
 from dpt_hpc.train.config import RunConfig
 from dpt_hpc.train.data import Data
 from dpt_hpc.train.monitor import write_arrays
+from dpt_hpc.train.once_a_node import assembled, from_first
 from dpt_hpc.train.ranks import Ranks
 
 FILE = "edges.npz"
@@ -45,16 +46,23 @@ def needs_counts(config: RunConfig, ranks: Ranks) -> bool:
 def count_edges(model: EnergyModel, data: Data, ranks: Ranks, run_dir: Path) -> Counts:
     """The edges of `data`'s training part at the model's cutoff: those kept in `run_dir`, else counted now.
 
-    Every rank counts a share, and all have the same result. Writes nothing.
+    Every rank counts a share, and all have the same result, once in the memory of each node. Writes nothing.
     """
     key = _key(model, data)
-    kept: Counts | None = ranks.broadcast(_kept(run_dir, key) if ranks.rank == 0 else None)
-    if kept is not None:
-        return kept
-    mine = np.array_split(data.split.train, ranks.size)[ranks.rank]
-    shares = [_count(model, data, batch) for batch in data.batches(mine, AT_ONCE)]
-    counted = np.concatenate(shares) if shares else np.zeros(0, dtype=np.int64)
-    return Counts(np.concatenate(ranks.all_gather(counted)), key)
+    train = data.split.train
+    kept = _kept(run_dir, key) if ranks.rank == 0 else None
+    if ranks.broadcast(kept is not None):
+        return Counts(from_first(kept, ranks), key)
+
+    def fill(edges: NDArray[np.int64]) -> None:
+        at = len(train) * ranks.rank // ranks.size
+        mine = train[at : len(train) * (ranks.rank + 1) // ranks.size]
+        for batch in data.batches(mine, AT_ONCE):
+            counted = _count(model, data, batch)
+            edges[at : at + len(counted)] = counted
+            at += len(counted)
+
+    return Counts(assembled(len(train), ranks, fill), key)
 
 
 def _count(model: EnergyModel, data: Data, batch: Batch) -> NDArray[np.int64]:
@@ -64,15 +72,15 @@ def _count(model: EnergyModel, data: Data, batch: Batch) -> NDArray[np.int64]:
     return counted
 
 
-def _kept(run_dir: Path, key: str) -> Counts | None:
+def _kept(run_dir: Path, key: str) -> NDArray[np.int64] | None:
     try:
         with np.load(run_dir / FILE) as file:
-            return Counts(file["edges"], key) if str(file["key"]) == key else None
+            return file["edges"] if str(file["key"]) == key else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # not there, or cut off: counting again costs less than a failed run
 
 
 def _key(model: EnergyModel, data: Data) -> str:
     graph = f"cutoff {model.cutoff!r}, max_neighbors {model.max_neighbors}, max_images {model.max_images}"
-    parts = hashlib.sha256(np.ascontiguousarray(data.split.train).tobytes()).hexdigest()
+    parts = hashlib.sha256(np.ascontiguousarray(data.split.train).data).hexdigest()
     return "; ".join([graph, f"training part {parts}", *(manifest.digest for manifest in data.dataset.manifests)])

@@ -14,7 +14,6 @@ from dpt_hpc.data.group import agree
 from dpt_hpc.data.leaks import read_exclusion
 from dpt_hpc.data.loader import Loader, Step, in_windows, parts_in_windows
 from dpt_hpc.data.shards import Dataset
-from dpt_hpc.data.shared_memory import kept_once
 from dpt_hpc.data.split import Split
 from dpt_hpc.data.store import Store
 from dpt_hpc.data.store_choice import open_store
@@ -22,6 +21,7 @@ from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
 from dpt_hpc.structure import Batch
 from dpt_hpc.train.config import DataOptions, ObjectiveOptions
+from dpt_hpc.train.once_a_node import from_first
 from dpt_hpc.train.parts import make_split
 from dpt_hpc.train.ranks import Ranks
 
@@ -72,15 +72,18 @@ def open_dataset(options: DataOptions, ranks: Ranks, *, verify: bool = True) -> 
 
 
 def share_split(dataset: Dataset, options: DataOptions, objective: ObjectiveOptions, seed: int, ranks: Ranks) -> Split:
-    """The split, made by rank 0 for all. Collective; raises on every rank as `make_split` and `read_exclusion` do."""
+    """The split, made by rank 0, once in the memory of each node.
+
+    Collective; raises on every rank as `make_split` and `read_exclusion` do.
+    """
 
     def made() -> Split:
         excluded = None if options.exclude is None else read_exclusion(options.exclude, dataset)
         return make_split(dataset, options.split, objective, seed, options.path, excluded)
 
-    split: Split = ranks.broadcast(agree(ranks, lambda: made() if ranks.rank == 0 else None))
-    parts = (split.train, split.validation, split.test, split.excluded)
-    return Split(*(kept_once(part, ranks.node) for part in parts))
+    split = agree(ranks, lambda: made() if ranks.rank == 0 else None)
+    parts = ("train", "validation", "test", "excluded")
+    return Split(*(from_first(None if split is None else getattr(split, part), ranks) for part in parts))
 
 
 def share_folds(dataset: Dataset, options: DataOptions, seed: int, ranks: Ranks) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dpt_hpc.train.durable import publish_file
 
 
 class GrowingArrays:
@@ -33,7 +34,7 @@ class GrowingArrays:
                 file.write(np.ascontiguousarray(rows).tobytes())
 
     def publish(self) -> None:
-        """Write all of them into the npz, compressed, and rename it to its place."""
+        """Write all of them into the npz, compressed, and rename it to its place once it is on the disk."""
         temporary = self._path.with_name(f".{self._path.name}")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in sorted(self._pieces):
@@ -42,7 +43,7 @@ class GrowingArrays:
                     (self._folder / name).open("rb") as own,
                 ):
                     self._copy(self._pieces[name], own, into)
-        os.replace(temporary, self._path)
+        publish_file(temporary, self._path)
         shutil.rmtree(self._folder)
 
     def discard(self) -> None:

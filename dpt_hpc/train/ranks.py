@@ -17,7 +17,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed
 
 from dpt_hpc.errors import EnvironmentFault, RankLost
@@ -34,12 +36,14 @@ dead or stopped is found much earlier, by its connections and its heartbeat."""
 SECONDS_TO_HEAR = 10.0
 """How long rank 0 stays after it has told the others that a rank is missing."""
 
-CONNECTIONS_PER_RANK = 3
-"""In rank 0: to the store and for the heartbeat, and one of Gloo's mesh."""
+CONNECTIONS_PER_RANK = 3.5
+"""In rank 0: to the store and for the heartbeat, one of Gloo's mesh, and one of that of the nodes' first ranks, who are
+half of all, or fewer, where they have a mesh of their own."""
 
 
 class Ranks:
-    """The ranks of one run, or (`.node`) those of this process's node. `Ranks()` is a single process.
+    """The ranks of one run, or (`.node`) those of this process's node, or (`.leaders`, on them) the first
+    rank of each node. `Ranks()` is a single process.
 
     world: who this process is. rank, size: its place in this group. store: what all ranks of the run can write keys
     into (a torch.distributed.Store), None for a single process.
@@ -53,12 +57,14 @@ class Ranks:
         group: distributed.ProcessGroup | None = None,
         store: distributed.Store | None = None,
         node: Ranks | None = None,
+        leaders: Ranks | None = None,
     ) -> None:
         self.world = World() if world is None else world
         self.rank = members.index(self.world.rank)
         self.size = len(members)
         self.store = store
         self.node = self if node is None else node
+        self.leaders = self if leaders is None and self.size == self.node.size == 1 else leaders
         self._root = members[0]
         self._group = group
 
@@ -95,6 +101,11 @@ class Ranks:
             distributed.all_reduce(packed, group=self._group)
         count("sums")
         return dict(zip(values, packed.tolist(), strict=True))
+
+    def add_up(self, values: NDArray[np.int64]) -> None:
+        """Replace `values`, of one shape on every rank, by their sum over the ranks, in place: for what is large."""
+        if self.size > 1 and values.size:
+            distributed.all_reduce(torch.from_numpy(values), group=self._group)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -137,12 +148,21 @@ def enter_world(join_seconds: float | None = None) -> Ranks:
         world_size=world.world_size,
         timeout=CALL_TIMEOUT,
     )
-    group = None
-    if 1 < len(members) < world.world_size:
-        group = distributed.new_group(members, timeout=CALL_TIMEOUT, backend="gloo", use_local_synchronization=True)
+    node = _group_of(world, members) if len(members) < world.world_size else None
+    leaders = _group_of(world, answer["leaders"]) if world.rank in answer["leaders"] else None
     everyone = range(world.world_size)
-    node = Ranks(world, members=members, group=group) if len(members) < world.world_size else None
-    return Ranks(world, members=everyone, store=distributed.PrefixStore("dpt_hpc", store), node=node)
+    store = distributed.PrefixStore("dpt_hpc", store)
+    return Ranks(world, members=everyone, store=store, node=node, leaders=leaders)
+
+
+def _group_of(world: World, members: Sequence[int]) -> Ranks:
+    """Some ranks of the run, this one among them. Collective among them alone."""
+    group = None
+    # A node's only rank has a group too where others have more: torch makes the name of the next one from their number
+    # on this rank, and waits for ever for ranks that name it otherwise.
+    if 1 < world.num_nodes < world.world_size:
+        group = distributed.new_group(members, timeout=CALL_TIMEOUT, backend="gloo", use_local_synchronization=True)
+    return Ranks(world, members=members, group=group)
 
 
 def backends() -> str:
@@ -155,7 +175,7 @@ def allow_connections(world: World) -> None:
 
     Raises EnvironmentFault if the hard one is too low.
     """
-    needed = CONNECTIONS_PER_RANK * world.world_size + 100
+    needed = int(CONNECTIONS_PER_RANK * world.world_size) + 100
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY in (soft, hard) or hard >= needed:
         with suppress(ValueError, OSError):
@@ -299,6 +319,7 @@ def _answer_all(world: World, store: distributed.Store, seconds: float) -> None:
             towards = abroad if rank == 0 or hello["host"] == here else world.master_address
             answer = {
                 "members": nodes[hello["node"]],
+                "leaders": [members[0] for members in nodes.values()],
                 "node_rank": order.index(hello["node"]),
                 "num_nodes": len(order),
                 "towards": "127.0.0.1" if one_host else towards,

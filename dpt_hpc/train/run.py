@@ -9,8 +9,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from dpt_hpc.data.group import agree
 from dpt_hpc.data.shards import Dataset
@@ -141,9 +143,12 @@ class Run:
         if needs_counts(config, self.ranks):
             counts = count_edges(model, data, self.ranks, self.run_dir)
             self.counts = counts if self.ranks.rank == 0 else None
-            edges = edges.copy()
-            edges[split.train] = counts.edges
-            edges = kept_once(edges, self.ranks.node)
+
+            def fill(edges: NDArray[np.int64]) -> None:
+                edges[:] = dataset.edge_estimate
+                edges[split.train] = counts.edges
+
+            edges = kept_once(len(dataset), self.ranks.node, fill)
         trainer = Trainer(engine, data, config, self.seed, self.run_dir, card, edges)
         if self.restored is not None:
             trainer.resume(self.restored)
