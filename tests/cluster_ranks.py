@@ -6,6 +6,7 @@ python cluster_ranks.py DATASET
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import fields
 
 import numpy as np
@@ -16,12 +17,39 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.store import DiskStore
 from dpt_hpc.data.store_choice import choose_store
 from dpt_hpc.data.store_cluster import ClusterStore
+from dpt_hpc.data.tables import Indices
 from dpt_hpc.structure import Batch
-from dpt_hpc.train.ranks import enter_world, leave_world
+from dpt_hpc.train.ranks import Ranks, enter_world, leave_world
+
+PATIENCE = 3.0
+"""Seconds: an answer takes some milliseconds."""
 
 
 def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Batch))
+
+
+def without_the_thread(store: ClusterStore, ranks: Ranks, wanted: Indices) -> None:
+    """A request to a rank that waits in a collective call waits with it, until that rank's thread answers again."""
+    expected = store.read(wanted)
+    ranks.barrier()
+    store._stop.set()
+    store._progress.join()
+    ranks.barrier()
+    found: list[Batch] = []
+    late = threading.Thread(target=lambda: found.append(store.read(wanted)), daemon=True)
+    if ranks.rank == 0:
+        late.start()
+        late.join(PATIENCE)
+        print(f"rank 0, the other without its thread: {len(found)} answers", flush=True)
+    ranks.barrier()
+    store._stop = threading.Event()
+    store._progress = threading.Thread(target=store._serve, daemon=True)
+    store._progress.start()
+    if ranks.rank == 0:
+        late.join(60)
+        assert same(found[0], expected)
+    ranks.barrier()
 
 
 def main(path: str) -> None:
@@ -53,6 +81,7 @@ def main(path: str) -> None:
                 assert same(batch, here.read(step.mine[0]))
                 ranks.sum({"atoms": float(batch.num_atoms)})
         assert same(store.read(np.arange(len(dataset))), here.read(np.arange(len(dataset))))
+        without_the_thread(store, ranks, beyond[:20])
     ranks.barrier()
     print(f"rank {ranks.rank} done", flush=True)
     leave_world()

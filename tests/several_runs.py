@@ -4,22 +4,28 @@ python several_runs.py [--two-nodes] [--nan-gradient] [--resume] CONFIG...   (by
 
 --two-nodes: the first half of the ranks takes itself to be on one node, the second half on another, so that the node
 and the cluster store are what they are on two. --nan-gradient: in the third step of each run, one weight's gradient on
-the last rank is NaN.
+the last rank is NaN. Each rank notes in its run directory, in batches_RANK.jsonl, which structures it computed in which
+step.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from dpt_hpc.structure import Batch
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.config_file import kind_of, load_config
 from dpt_hpc.train.engine import DeepSpeedEngine
 from dpt_hpc.train.finetune import finetune
+from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import enter_world, leave_world
 
@@ -51,7 +57,20 @@ def spoil_third_step() -> None:
     DeepSpeedEngine.backward = backward  # type: ignore[method-assign]
 
 
+def note_batches() -> None:
+    plain = Trainer.train_step
+
+    def train_step(trainer: Trainer, step: Any, batches: Sequence[Batch]) -> Any:
+        found = [index for batch in batches for index in batch.structure_index.tolist()]
+        with (trainer.run_dir / f"batches_{trainer.engine.rank}.jsonl").open("a") as log:
+            print(json.dumps({"epoch": trainer.epoch, "step": step.number, "structures": found}), file=log)
+        return plain(trainer, step, batches)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
+    note_batches()
     if TWO_NODES in sys.argv:
         pretend()
     if NAN_GRADIENT in sys.argv:

@@ -29,10 +29,11 @@ def on_two_nodes(*command: object, timeout: float) -> subprocess.CompletedProces
 @needs_mpi
 @pytest.mark.slow
 def test_structures_come_from_a_node_whose_ranks_wait_in_a_collective_call(tmp_path: Path) -> None:
-    """Without the thread that answers requests, this test never ends."""
+    """And do not without the thread that answers requests: it is ended there, and begun anew."""
     path = written(tmp_path / "d", structures(200, seed=3), shard_atoms=100)
     done = on_two_nodes(CLUSTER_RANKS, path, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "rank 0, the other without its thread: 0 answers" in done.stdout
     for rank in (0, 1):
         assert f"rank {rank} fetches" in done.stdout
         assert f"rank {rank} done" in done.stdout

@@ -193,16 +193,21 @@ def equal_runs(a: Path, b: Path) -> None:
     same_weights(a, b, within=1e-6)
 
 
+def edges_of(options: Options, dataset: Path) -> np.ndarray:
+    """Of each structure, at the cutoff of the model."""
+    batch = Dataset.open(dataset).read(np.arange(48))
+    graph = build_graph(build_model(CGCNNOptions(**options["model"])), batch)
+    found: np.ndarray = graph.target_ptr[batch.atom_ptr].diff().numpy()
+    return found
+
+
 @pytest.mark.parametrize(("ranks", "accumulation"), [(2, 1), (2, 2), (4, 1)])
 def test_the_budget_adds_micro_batches_to_some_steps(
     ranks: int, accumulation: int, options: Options, small_dataset: Path
 ) -> None:
     """What makes the variants below ones of unequal numbers of micro-batches, with crystals above the budget."""
-    dataset = Dataset.open(small_dataset)
-    batch = dataset.read(np.arange(48))
-    graph = build_graph(build_model(CGCNNOptions(**options["model"])), batch)
-    edges = graph.target_ptr[batch.atom_ptr].diff().numpy()
-    train = split_dataset(dataset.structure_ids, (0.46, 0.27, 0.27), seed=7).train
+    edges = edges_of(options, small_dataset)
+    train = split_dataset(Dataset.open(small_dataset).structure_ids, (0.46, 0.27, 0.27), seed=7).train
     assert len(train) == 22
     sampler = Sampler(train, edges, 7, 7, edge_budget=EDGE_BUDGET)
     numbers = {len(sampler.parts(epoch, k, ranks, accumulation)) for epoch in range(1, 6) for k in range(4)}
@@ -247,6 +252,40 @@ def test_two_ranks_equal_one_where_structures_are_denoised(
 ) -> None:
     """By a head, whose read-out has no gradient at all; and mixed, where ranks hold labels and noise in any number."""
     equal_runs(two_ranks[variant], one_rank[variant.rpartition(" ")[2]])
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_ranks_compute_each_training_structure_once_an_epoch_and_tell_what_they_waited_for(
+    options: Options, small_dataset: Path, two_ranks: dict[str, Path], four_ranks: dict[str, Path]
+) -> None:
+    runs = [(path, 2) for path in two_ranks.values()] + [(path, 4) for path in four_ranks.values()]
+    assert len(runs) == len(VARIANTS | BUDGET_VARIANTS | FORCES_ONLY_VARIANTS | DENOISING_VARIANTS) + len(FOUR_RANKS)
+    for path, ranks in runs:
+        told_and_taken(path, ranks, options, small_dataset)
+
+
+def told_and_taken(path: Path, ranks: int, options: Options, small_dataset: Path) -> None:
+    """What the ranks of a run really computed are the steps of its training part, and its log tells their cost."""
+    dataset = Dataset.open(small_dataset)
+    with np.load(path / "split.npz") as split:
+        train = np.flatnonzero(np.isin(dataset.structure_ids, split["train"]))
+    taken = [
+        [json.loads(line) for line in (path / f"batches_{rank}.jsonl").read_text().splitlines()]
+        for rank in range(ranks)
+    ]
+    assert all(len(own) == 20 for own in taken)
+    edges = edges_of(options, small_dataset)
+    for epoch, record in enumerate(records(path, "epoch")[1:], start=1):
+        steps = [[own[4 * (epoch - 1) + k] for own in taken] for k in range(4)]
+        assert {(step["epoch"], step["step"]) for own in steps for step in own} == {(epoch, k) for k in range(4)}
+        structures = [step["structures"] for own in steps for step in own]
+        assert sorted(index for share in structures for index in share) == train.tolist()
+        assert [sum(len(step["structures"]) for step in own) for own in steps] == [7, 7, 7, 1]
+        loads = np.array([[edges[step["structures"]].sum() for step in own] for own in steps])
+        imbalance = loads.max(axis=1) / loads.mean(axis=1)
+        assert record["imbalance"] == pytest.approx({"mean": imbalance.mean(), "max": ranks})  # one has the last alone
+        assert 0 < record["data_wait"] < 1
 
 
 def test_forces_alone_give_the_output_bias_no_gradient(small_dataset: Path, options: Options) -> None:
