@@ -18,12 +18,12 @@ import pytest
 import yaml
 from required import PROGRAMS, needs_deepspeed, needs_mpi, needs_torchrun
 from small_runs import FALLING, Options, finetune_options, of_steps, records, run, same_weights
+from taken import edges_of, told_and_taken
 
 from dpt_hpc.data.sampler import Sampler
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import split_dataset
 from dpt_hpc.models import CGCNNOptions, build_model
-from dpt_hpc.models.derivatives import build_graph
 from dpt_hpc.train.checkpoint import load_weights
 from dpt_hpc.train.config import DerivativesOptions
 from dpt_hpc.train.finetune import finetune
@@ -193,14 +193,6 @@ def equal_runs(a: Path, b: Path) -> None:
     same_weights(a, b, within=1e-6)
 
 
-def edges_of(options: Options, dataset: Path) -> np.ndarray:
-    """Of each structure, at the cutoff of the model."""
-    batch = Dataset.open(dataset).read(np.arange(48))
-    graph = build_graph(build_model(CGCNNOptions(**options["model"])), batch)
-    found: np.ndarray = graph.target_ptr[batch.atom_ptr].diff().numpy()
-    return found
-
-
 @pytest.mark.parametrize(("ranks", "accumulation"), [(2, 1), (2, 2), (4, 1)])
 def test_the_budget_adds_micro_batches_to_some_steps(
     ranks: int, accumulation: int, options: Options, small_dataset: Path
@@ -263,29 +255,6 @@ def test_ranks_compute_each_training_structure_once_an_epoch_and_tell_what_they_
     assert len(runs) == len(VARIANTS | BUDGET_VARIANTS | FORCES_ONLY_VARIANTS | DENOISING_VARIANTS) + len(FOUR_RANKS)
     for path, ranks in runs:
         told_and_taken(path, ranks, options, small_dataset)
-
-
-def told_and_taken(path: Path, ranks: int, options: Options, small_dataset: Path) -> None:
-    """What the ranks of a run really computed are the steps of its training part, and its log tells their cost."""
-    dataset = Dataset.open(small_dataset)
-    with np.load(path / "split.npz") as split:
-        train = np.flatnonzero(np.isin(dataset.structure_ids, split["train"]))
-    taken = [
-        [json.loads(line) for line in (path / f"batches_{rank}.jsonl").read_text().splitlines()]
-        for rank in range(ranks)
-    ]
-    assert all(len(own) == 20 for own in taken)
-    edges = edges_of(options, small_dataset)
-    for epoch, record in enumerate(records(path, "epoch")[1:], start=1):
-        steps = [[own[4 * (epoch - 1) + k] for own in taken] for k in range(4)]
-        assert {(step["epoch"], step["step"]) for own in steps for step in own} == {(epoch, k) for k in range(4)}
-        structures = [step["structures"] for own in steps for step in own]
-        assert sorted(index for share in structures for index in share) == train.tolist()
-        assert [sum(len(step["structures"]) for step in own) for own in steps] == [7, 7, 7, 1]
-        loads = np.array([[edges[step["structures"]].sum() for step in own] for own in steps])
-        imbalance = loads.max(axis=1) / loads.mean(axis=1)
-        assert record["imbalance"] == pytest.approx({"mean": imbalance.mean(), "max": ranks})  # one has the last alone
-        assert 0 < record["data_wait"] < 1
 
 
 def test_forces_alone_give_the_output_bias_no_gradient(small_dataset: Path, options: Options) -> None:
