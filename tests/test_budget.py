@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import Options, config_of, of_steps, records, run, same_weights
+from small_runs import Options, config_of, of_steps, run, same_weights
 
 from dpt_hpc.data.sampler import Sampler
 from dpt_hpc.data.shared_memory import free_memory, status_bytes
@@ -229,12 +229,6 @@ def test_a_step_for_which_the_gpu_is_too_small_is_repeated_in_smaller_parts(
     assert "structure(s) have more edges than the edge budget, 250, and are computed alone: " in warnings
     told = [line for line in warnings.splitlines() if "out of GPU memory" in line]
     assert [line.rpartition(" ")[2] for line in told] == ["500", "250"]
-
-
-def test_an_epoch_tells_imbalance_and_waiting(finished: tuple[Options, Path]) -> None:
-    for record in records(finished[1], "epoch")[1:]:
-        assert record["imbalance"] == {"mean": 1.0, "max": 1.0}
-        assert 0 < record["data_wait"] < 1
 
 
 def test_costs_are_means_and_maxima_over_the_steps() -> None:

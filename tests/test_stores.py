@@ -142,6 +142,28 @@ def test_no_more_than_two_windows_are_in_memory(small: Path) -> None:
     assert (seen, Watched.most) == (200, 2)
 
 
+class Late(DiskStore):
+    """Has nothing before somebody has waited for it."""
+
+    def fetch(self, indices: np.ndarray) -> object:  # type: ignore[override]
+        time.sleep(LATE)
+        return super().fetch(indices)
+
+
+LATE = 0.2
+
+
+def test_waiting_is_for_what_is_not_there_yet(small: Path) -> None:
+    dataset = Dataset.open(small)
+    with Loader(Late(dataset, dataset.layout(torch.float32, None)), in_windows(np.arange(40), 20, 20)) as loader:
+        next(batches := iter(loader))
+        assert loader.waited >= LATE
+        time.sleep(10 * LATE)  # the second window comes meanwhile
+        before = loader.waited
+        next(batches)
+        assert loader.waited - before < LATE
+
+
 def test_an_error_in_the_background_is_raised_where_the_batch_is_asked_for(small: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(small, tmp_path / "copy"))
     dataset = Dataset.open(copy)

@@ -224,15 +224,30 @@ def _micro_batches(weights: NDArray[np.int64], least: int, budget: int | None) -
         # Of those above a half of the budget a micro-batch takes one, above a third two, and so on.
         for k in range(1, 9):
             least = max(least, -(-int((weights * (k + 1) > budget).sum(axis=1).max()) // k))
+    chosen, fits = _filled(weights, least, budget)
+    tried, step = least, 1
+    while not fits:  # ever further, and back by halves: a step of many structures must not be tried dozens of times
+        least, tried, step = tried, tried + step, 2 * step
+        chosen, fits = _filled(weights, tried, budget)
+    while tried - least > 1:
+        middle = (least + tried) // 2
+        fewer, fits = _filled(weights, middle, budget)
+        if fits:
+            chosen, tried = fewer, middle
+        else:
+            least = middle
+    return chosen
+
+
+def _filled(weights: NDArray[np.int64], count: int, budget: int | None) -> tuple[NDArray[np.int64], bool]:
+    """The micro-batch of each item of each row, always the lightest of `count`, and whether all are within the budget
+    or hold one item."""
     rows = np.arange(len(weights))
-    while True:
-        chosen = np.zeros_like(weights)
-        load = np.zeros((len(weights), least), dtype=np.int64)
-        held = np.zeros_like(load)
-        for k in range(weights.shape[1]):
-            chosen[:, k] = load.argmin(axis=1)
-            load[rows, chosen[:, k]] += weights[:, k]
-            held[rows, chosen[:, k]] += weights[:, k] > 0
-        if budget is None or not ((load > budget) & (held > 1)).any():
-            return chosen
-        least += 1
+    chosen = np.zeros_like(weights)
+    load = np.zeros((len(weights), count), dtype=np.int64)
+    held = np.zeros_like(load)
+    for k in range(weights.shape[1]):
+        chosen[:, k] = load.argmin(axis=1)
+        load[rows, chosen[:, k]] += weights[:, k]
+        held[rows, chosen[:, k]] += weights[:, k] > 0
+    return chosen, budget is None or not ((load > budget) & (held > 1)).any()
