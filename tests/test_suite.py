@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,15 @@ SUITE: dict[str, Any] = {
 }
 
 
-def write_suite(folder: Path, dataset: Path, epochs: int, suite: Mapping[str, Any] = SUITE) -> Path:
+def write_suite(
+    folder: Path, dataset: Path, epochs: int, suite: Mapping[str, Any] = SUITE, seeds: Sequence[int] = (0, 1)
+) -> Path:
     """A suite of a pre-training and two fine-tunings of two seeds each, with small networks."""
     options = small_options(dataset)
     options["training"]["epochs"] = epochs
     (folder / "pretrain.yaml").write_text(yaml.safe_dump({**options, "run_dir": "x", "task": "pretrain"}))
     del options["seed"]
-    options |= {"run_dir": "x", "task": "finetune", "seeds": [0, 1]}
+    options |= {"run_dir": "x", "task": "finetune", "seeds": list(seeds)}
     options["objective"] = {"kind": "property", "target": "volume_per_atom"}
     (folder / "finetune.yaml").write_text(yaml.safe_dump(options))
     (folder / "suite.yaml").write_text(yaml.safe_dump({"run_dir": str(folder / "runs"), **suite}))
@@ -79,7 +81,7 @@ def test_plain_runs_are_adopted_and_tables_are_of_what_is_there(small_dataset: P
     assert describe(plan)[0].split() == ["done", str(baseline.path)]
     assert describe(plan)[-2] == "2 done, 0 running, 0 begun, 3 missing of 5 runs"
     write_outcome(plan, tmp_path / "early", "dpt-hpc suite suite.yaml --tables")
-    assert "| forces 1 : 500 : 500, 1 epochs | — | — | — |" in (tmp_path / "early" / "tables.md").read_text()
+    assert "| forces 1 : 500 : 500, 1 epoch | — | — | — |" in (tmp_path / "early" / "tables.md").read_text()
     before = facts(plan)
     said = run_all(plan)
     assert [line.split("runs/")[1] for line in said] == [
@@ -99,15 +101,20 @@ def test_plain_runs_are_adopted_and_tables_are_of_what_is_there(small_dataset: P
     assert list(cell["test_mae"].values()) == summary["test_mae"]
     assert (cell["unit"], cell["other_options"], cell["split"]["train"]) == ("A^3", [], 24)
     text = (tmp_path / "tables" / "tables.md").read_text()
-    assert "| forces 1 : 500 : 500, 1 epochs | 24 |" in text
+    assert "| forces 1 : 500 : 500, 1 epoch | 24 |" in text
     assert run_all(plan) == []  # nothing is left
-    assert "other weights" not in text
+    assert "no result:" not in text
     longer = plan_suite(write_suite(tmp_path, small_dataset, epochs=2)).cells[1].start.cell
     assert longer is not None
     pretrain(longer.config, Ranks(), quiet=True, resume=True)
     write_outcome(plan, tmp_path / "tables", "dpt-hpc suite suite.yaml --tables")
-    told = "small: fine-tuned from other weights than the pre-training's best ones are now"
-    assert told in (tmp_path / "tables" / "tables.md").read_text()
+    text = (tmp_path / "tables" / "tables.md").read_text()
+    assert "small: no result: seed_1: began from other weights (SHA-256 " in text
+    assert "| forces 1 : 500 : 500, 1 epoch | 24 | — | — |" in text
+    assert ", 2 epochs" in text  # as long as the pre-training was, not as it is configured
+    assert describe(plan)[2].split()[0] == "begun,"
+    with pytest.raises(CellsFailed, match=r"2 of the suite's runs failed"):
+        run_all(plan)
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(small_dataset: Path, tmp_path: Path) -> None:
@@ -138,7 +145,7 @@ def test_runs_made_with_other_options_are_named(small_dataset: Path, tmp_path: P
     pretrain(other, Ranks(), quiet=True)
     write_outcome(plan_suite(path), tmp_path / "tables", "dpt-hpc suite suite.yaml --tables")
     text = (tmp_path / "tables" / "tables.md").read_text()
-    assert "forces 1 : 500 : 500, 1 epochs: pre-trained with other options than configured: seed: was 5, now 7" in text
+    assert "forces 1 : 500 : 500, 1 epoch: pre-trained with other options than configured: seed: was 5, now 7" in text
 
 
 def test_the_first_epochs_of_one_run_make_rows_and_a_figure(small_dataset: Path, tmp_path: Path) -> None:
@@ -153,7 +160,7 @@ def test_the_first_epochs_of_one_run_make_rows_and_a_figure(small_dataset: Path,
         "cells": [{"network": "cgcnn", "pretrainings": ["baseline", "short", "long"]}],
         "figures": {"epochs": {"x": "epochs", "network": "cgcnn", "lines": {"a": ["short", "long"]}}},
     }
-    plan = plan_suite(write_suite(tmp_path, small_dataset, epochs=2, suite=suite))
+    plan = plan_suite(write_suite(tmp_path, small_dataset, epochs=2, suite=suite, seeds=[0]))
     assert [bool(cell.config.transfer.freeze) for cell in plan.cells] == [False, True, True]
     run_all(plan)
     found = facts(plan)
@@ -162,7 +169,7 @@ def test_the_first_epochs_of_one_run_make_rows_and_a_figure(small_dataset: Path,
     out = tmp_path / "tables"
     assert out / "epochs.png" in write_outcome(plan, out, "dpt-hpc suite suite.yaml --tables")
     table = (out / "tables.md").read_text()
-    assert "| forces 1 : 500 : 500, first 1 epochs | 24 |" in table
+    assert "| forces 1 : 500 : 500, first 1 epoch | 24 |" in table
     assert "| forces 1 : 500 : 500, 2 epochs | 24 |" in table
 
 
@@ -177,16 +184,16 @@ def test_a_recipe_is_compared_with_another_networks_baseline(small_dataset: Path
         "networks": {"cgcnn": NETWORK, "averaged": recipe},
         "cells": [{"network": "cgcnn"}, {"network": "averaged", "pooling": ["mean"], "pretrainings": ["forces"]}],
     }
-    plan = plan_suite(write_suite(tmp_path, small_dataset, epochs=1, suite=suite))
+    plan = plan_suite(write_suite(tmp_path, small_dataset, epochs=1, suite=suite, seeds=[0]))
     run_all(plan)
     assert not (plan.run_dir / "averaged" / "pretrain").exists()
     write_outcome(plan, tmp_path / "tables", "dpt-hpc suite suite.yaml --tables")
     _, table = json.loads((tmp_path / "tables" / "tables.json").read_text())
     assert [row["label"] for row in table["rows"]] == [
         "baseline: cgcnn, add pooling, not pre-trained",
-        "forces 1 : 500 : 500, 1 epochs",
+        "forces 1 : 500 : 500, 1 epoch",
     ]
-    base, ours = (sum(row["results"]["small"]["test_mae"].values()) / 2 for row in table["rows"])
+    base, ours = (row["results"]["small"]["test_mae"]["0"] for row in table["rows"])
     assert table["rows"][1]["average_improvement"]["percent"] == pytest.approx(100 * (base - ours) / base)
 
 
@@ -248,6 +255,15 @@ def test_what_is_wrong_with_a_config_of_a_suite_is_named_before_anything_runs(
 def test_the_suites_that_come_with_it_are_valid(path: Path) -> None:
     plan = plan_suite(path)
     assert len({cell.path for cell in plan.order}) == len(plan.order)
+
+
+def test_parts_of_the_data_are_compared_after_equal_steps_too() -> None:
+    plan = plan_suite(configs() / "suite" / "scale.yaml")
+    starts = plan.starts["cgcnn"]
+    for name in plan.figures["scale"].lines["DFT, equal steps"]:
+        cell = starts[name].cell
+        assert cell is not None
+        assert cell.config.data.split.train_fraction * cell.config.training.epochs == 100, name
 
 
 @pytest.mark.slow

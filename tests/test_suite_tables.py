@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -64,12 +65,22 @@ def test_the_interval_is_that_of_all_draws_of_paired_seeds() -> None:
     assert bootstrap([[(1.0, 1.0), (float("nan"), 1.0)]]) is None
 
 
+def test_the_words_of_one_epoch_and_of_what_intervals_leave_out(tmp_path: Path) -> None:
+    row = replace(FORCES, epochs=1, notes=())
+    write_tables([replace(TABLE, rows=(BASELINE, row), notes=("A note.",))], tmp_path, header="# Title")
+    text = (tmp_path / "tables.md").read_text()
+    assert "of data/pretrain, 1 epoch: `" in text
+    assert "Every row is one pre-training, by one seed: how much another one would differ is not in the" in text
+    assert "\n\nA note.\n\n|" in text
+
+
 def test_files_show_what_is_missing_as_missing(tmp_path: Path) -> None:
     write_tables([TABLE], tmp_path, header="# Title")
     text = (tmp_path / "tables.md").read_text()
     assert "| baseline | — | 50 ± 10 [62.6] | 2.00 (1 of 3 seeds) | — | — |" in text
     assert (
-        "| forces 1 : 1 : 1 | 3,644 | 44.0 ± 8.7 [48.9] | 5.0 ± 5.7 (2 of 3 seeds) | — | +31.0 % over 2 of 3 |" in text
+        "| forces 1 : 1 : 1 | 3,644 | 44.0 ± 8.7 [48.9] | 5.0 ± 5.7 (2 of 3 seeds) | — | "
+        "+31.0 % over 2 of 3 datasets (at least 1 of 3 seeds) |" in text
     )
     assert "| derivative denoising | — | — | — | — | — |" in text
     assert "pre-trained on 3,644 structures of data/pretrain, 100 epochs: `dpt-hpc pretrain a.yaml`" in text

@@ -38,10 +38,16 @@ def suite(
         return
     from dpt_hpc.suite.outcome import write_outcome
 
+    failed = None
     if not tables:
-        from dpt_hpc.suite.work import alone, work
+        from dpt_hpc.suite.work import CellsFailed, alone, work
 
-        work(plan, alone(), lambda line: console.print(line, markup=False, soft_wrap=True), quiet=quiet)
+        try:
+            work(plan, alone(), lambda line: console.print(line, markup=False, soft_wrap=True), quiet=quiet)
+        except CellsFailed as fault:  # what the others found is shown all the same
+            failed = fault
     written = write_outcome(plan, out or plan.run_dir / "tables", f"dpt-hpc suite {config} --tables")
     if not quiet:
         console.print(f"wrote {written[0]}", markup=False, soft_wrap=True)
+    if failed is not None:
+        raise failed

@@ -19,7 +19,8 @@ MISSING = "—"
 
 LEGEND = (
     "Test MAE, mean ± standard deviation over the seeds; in square brackets the paper's, where its dataset has the "
-    "same structures. — is not run yet. The average improvement is that of the paper's last column: the mean "
+    "same structures, and the fine-tuning the same split and length. — is not run yet, or no result for a reason told "
+    "below the table. The average improvement is that of the paper's last column: the mean "
     "over the row's datasets of 100 (baseline − MAE) / baseline; the paper's beside it is over the same "
     "datasets, of its numbers."
 )
@@ -86,7 +87,10 @@ def _average(improvement: Improvement | None, columns: int) -> str:
     if improvement.interval is not None:
         words.append("({:+.1f} … {:+.1f})".format(*improvement.interval))
     if len(improvement.datasets) < columns:
-        words.append(f"over {len(improvement.datasets)} of {columns}")
+        words.append(f"over {len(improvement.datasets)} of {columns} datasets")
+    if improvement.seeds[0] < improvement.seeds[1]:
+        fewest = "" if len(improvement.datasets) == 1 else "at least "
+        words.append(f"({fewest}{improvement.seeds[0]} of {improvement.seeds[1]} seeds)")
     if improvement.paper is not None:
         words.append(f"[{improvement.paper:+.1f} %]")
     return " ".join(words)
@@ -96,16 +100,11 @@ def _origins(table: Table) -> str:
     """What each row was pre-trained on and by which command, and the notes of its cells."""
     lines = []
     for row in table.rows:
-        if row.command is not None or row.structures is not None:
+        if row.structures is not None:
             where = f" of {row.dataset}" if row.dataset else ""
-            on = (
-                f"pre-trained on {row.structures:,} structures"
-                if row.structures
-                else "not pre-trained yet: on structures"
-            )
-            epochs = f", {row.epochs} epochs" if row.epochs else ""
+            epochs = f", {row.epochs} {'epoch' if row.epochs == 1 else 'epochs'}" if row.epochs else ""
             by = f": `{row.command}`" if row.command else ""
-            lines.append(f"- {row.label}: {on}{where}{epochs}{by}")
+            lines.append(f"- {row.label}: pre-trained on {row.structures:,} structures{where}{epochs}{by}")
         lines += [f"- {row.label}: {note}" for note in row.notes]
         lines += [f"- {row.label}, {name}: {note}" for name, result in row.results.items() for note in result.notes]
     return "\n".join(lines)
@@ -139,6 +138,7 @@ def _table(table: Table) -> dict[str, Any]:
         "pooling": table.pooling,
         "title": table.title,
         "paper_table": table.paper_table,
+        "notes": list(table.notes),
         "columns": [vars(column) for column in table.columns],
         "rows": [_row(table, row) for row in table.rows],
     }

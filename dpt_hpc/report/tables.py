@@ -18,7 +18,8 @@ DRAWS = 10_000
 METHOD = (
     f"Intervals: 95 % percentile bootstrap, {DRAWS:,} draws (NumPy's PCG64, seed 0). A draw takes as many seeds as "
     "there are, with replacement, anew for every dataset, and the same ones for row and baseline, since a seed sets "
-    "the split of both. Five seeds are few: such an interval is rather too narrow."
+    "the split of both. Five seeds are few: such an interval is rather too narrow. Every row is "
+    "one pre-training, by one seed: how much another one would differ is not in the interval."
 )
 
 
@@ -98,13 +99,15 @@ class Table:
 class Improvement:
     """Of a row over the baseline, in %. interval: 95 %; None where fewer than two seeds are shared.
 
-    datasets: over how many the average is taken. paper: the paper's, over the same datasets; None unless it has all.
+    datasets: over which the average is taken. seeds: the fewest that row and baseline share on any of them, and how
+    many are planned. paper: the paper's, over the same datasets; None unless it has all.
     """
 
     value: float
     interval: tuple[float, float] | None
     datasets: tuple[str, ...]
     paper: float | None
+    seeds: tuple[int, int]
 
 
 def improvement_on(table: Table, row: Row, dataset: str) -> Improvement | None:
@@ -133,7 +136,8 @@ def improvement_over(table: Table, row: Row, datasets: Sequence[str] | None = No
         if ours_there is not None and base_there:
             papers.append(100 * (base_there - ours_there) / base_there)
     paper = statistics.fmean(papers) if len(papers) == len(pairs) else None
-    return Improvement(float(np.mean(values)), bootstrap(list(pairs.values())), tuple(pairs), paper)
+    seeds = min(map(len, pairs.values())), max(row.results[dataset].expected for dataset in pairs)
+    return Improvement(float(np.mean(values)), bootstrap(list(pairs.values())), tuple(pairs), paper, seeds)
 
 
 def bootstrap(pairs: Sequence[Sequence[tuple[float, float]]], draws: int = DRAWS) -> tuple[float, float] | None:

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpt_hpc.errors import DataError
-from dpt_hpc.report.paper import TABLES, look_up, paper_set, pretraining_row, same_size, same_unit
+from dpt_hpc.report.paper import (
+    PRETRAINING_EPOCHS,
+    PROTOCOL,
+    TABLES,
+    look_up,
+    paper_set,
+    pretraining_row,
+    same_size,
+    same_unit,
+)
 from dpt_hpc.report.summary import network_name
 from dpt_hpc.report.table_files import write_tables
 from dpt_hpc.report.tables import Column, Result, Row, Table
-from dpt_hpc.report.wording import NO_BREAK, weights_ratio
+from dpt_hpc.report.wording import NO_BREAK, count, weights_ratio
 from dpt_hpc.suite.config import BASELINE
-from dpt_hpc.suite.plan import FinetuneCell, Plan, PretrainCell, Start
+from dpt_hpc.suite.facts import facts_of, plain, read_json, unit_of
+from dpt_hpc.suite.leaks import leaks_in
+from dpt_hpc.suite.plan import FinetuneCell, Plan, Start
 from dpt_hpc.suite.work import units_of
-from dpt_hpc.train.checkpoint import find_checkpoint
-from dpt_hpc.train.finetune import describe_checkpoint
+from dpt_hpc.train.compat import departures
 from dpt_hpc.train.monitor import write_json
-from dpt_hpc.train.run import finished_to
-from dpt_hpc.train.run_dir import changed_options
 
 HEADER = """# Fine-tuning after pre-training
 
-Written by `{command}` from the run directories; every number is that of a run whose settings, seeds, data and command
-are in `cells/`. The paper (Jia et al., Digital Discovery 2024, 3, 586) pre-trained on 187,687 structures (denoising on
-62,783), these rows on as many as their column says: compare improvements with its, not errors. Its baselines compare
-directly."""
+Written from the run directories by
 
-PRETRAINING_EPOCHS = 100
-"""Of the paper's Tables 2 to 4: a row of another length says so."""
+    {command}
 
-SUMMED_UP = ("command", "git", "device", "split", "parameters")
-"""Facts of run.json that a cell's file keeps."""
+Every number is that of a run whose settings, seeds, data and recorded command are in `cells/`; the commands below make
+the same runs anew. The paper (Jia et al., Digital Discovery 2024, 3, 586) pre-trained on 187,687 structures (denoising
+on 62,783), these rows on as many as their column says: compare improvements with its, not errors. Its baselines compare
+directly, but for what a table says it differs in."""
+
+
+UNCHANGED_TRANSFER = {"freeze": None, "reset": None, "layer_decay": 1.0, "head_learning_rate": None}
+"""How the paper fine-tunes: all weights alike."""
 
 
 def write_outcome(plan: Plan, out: Path, command: str) -> list[Path]:
@@ -43,7 +50,7 @@ def write_outcome(plan: Plan, out: Path, command: str) -> list[Path]:
     from dpt_hpc.report.curves import draw_curves  # matplotlib: half a second that a status need not pay
 
     tables = tables_of(plan)
-    written = write_tables(tables, out, header=HEADER.format(command=_plain(command)))
+    written = write_tables(tables, out, header=HEADER.format(command=plain(command)))
     for name, figure in plan.figures.items():
         table = next((t for t in tables if (t.network, t.pooling) == (figure.network, figure.pooling)), None)
         drawn = table and draw_curves(table, figure.lines, figure.x, out / f"{name}.png")
@@ -66,11 +73,14 @@ def tables_of(plan: Plan) -> list[Table]:
     for (network, pooling), cells in found.items():
         other = plan.against.get(network)
         theirs = found.get((other.network, other.pooling), []) if other is not None else []
-        tables.append(_table(network, pooling, cells, [cell for cell in theirs if cell.start.name == BASELINE]))
+        baseline = [cell for cell in theirs if cell.start.name == BASELINE]
+        tables.append(_table(network, pooling, cells, baseline, plan.leaks))
     return tables
 
 
-def _table(network: str, pooling: str, cells: list[FinetuneCell], against: list[FinetuneCell]) -> Table:
+def _table(
+    network: str, pooling: str, cells: list[FinetuneCell], against: list[FinetuneCell], leaks: Path | None
+) -> Table:
     columns: dict[str, Column] = {}
     rows: dict[str, list[FinetuneCell]] = {}
     for cell in cells:
@@ -85,50 +95,63 @@ def _table(network: str, pooling: str, cells: list[FinetuneCell], against: list[
     kind = network_name(model) if network == model else f"{network} ({network_name(model)})"
     title = f"{kind}, {pooling} pooling{form}"
     ordered = sorted(rows.values(), key=lambda own: own[0].start.name != BASELINE)
-    made = [_row(own, columns) for own in ordered]
+    references: dict[str, Any] = {}
+    made = []
     if against:
         name = f"{against[0].network}, {against[0].pooling} pooling"
-        made = [replace(row, name="scratch", label="not pre-trained") if row.name == BASELINE else row for row in made]
-        made.insert(0, replace(_row(against, columns), label=f"baseline: {name}, not pre-trained"))
-    return Table(network, pooling, title, tuple(columns.values()), tuple(made), number)
+        made.append(replace(_row(against, columns, references), label=f"baseline: {name}, not pre-trained"))
+    for own in ordered:
+        row = _row(own, columns, references)
+        scratch = against and row.name == BASELINE
+        made.append(replace(row, name="scratch", label="not pre-trained") if scratch else row)
+    notes = _departures(cells) + leaks_in(leaks, cells)
+    return Table(network, pooling, title, tuple(columns.values()), tuple(made), number, tuple(notes))
+
+
+def _departures(cells: list[FinetuneCell]) -> list[str]:
+    """A line on what the runs of one network do otherwise than the paper's."""
+    starts = {cell.start.cell for cell in cells if cell.start.cell is not None}
+    found = {
+        "pre-training": dict.fromkeys(d for start in starts for d in departures(start.config)),
+        "fine-tuning": dict.fromkeys(d for cell in cells for d in departures(cell.config)),
+    }
+    words = [f"{task}: {', '.join(sorted(names))}" for task, names in found.items() if names]
+    return [f"Differs from the paper in {'; '.join(words)}."] if words else []
 
 
 def _column(cell: FinetuneCell) -> Column:
     known = paper_set(cell.dataset)
     title = known.column if known is not None else cell.dataset
     structures = [source["structures"] for source in _first_facts(cell).get("dataset", [])]
-    return Column(cell.dataset, title, _unit(cell), sum(structures) or None)
+    return Column(cell.dataset, title, unit_of(cell), sum(structures) or None)
 
 
-def _unit(cell: FinetuneCell) -> str:
-    """Of the property, from the cell's summary or its dataset; "" if neither is at hand."""
-    if unit := _json(cell.path / "results.json").get("unit"):
-        return str(unit)
-    for path in cell.config.data.path:
-        units = _json(Path(path) / "dataset.json").get("property_units", {})
-        if cell.config.objective.target in units:
-            return str(units[cell.config.objective.target])
-    return ""
-
-
-def _row(cells: list[FinetuneCell], columns: Mapping[str, Column]) -> Row:
+def _row(cells: list[FinetuneCell], columns: Mapping[str, Column], references: dict[str, Any]) -> Row:
+    """references: by dataset, data and split of the first row that has them, with which all others are compared."""
     start = cells[0].start
-    known = [cell for cell in cells if cell.dataset in columns]
-    results = {cell.dataset: result for cell in known if (result := _result(cell, columns[cell.dataset])) is not None}
-    if start.cell is None:
+    pretraining = facts_of(start.cell) if start.cell is not None else {}
+    results = {}
+    for cell in cells:
+        if cell.dataset in columns and (facts := facts_of(cell)):
+            sources = [source["digest"] for source in facts["dataset"]], facts["config"].get("data", {}).get("split")
+            if not facts["faults"] and sources != references.setdefault(cell.dataset, sources):
+                facts["faults"].append("its data or their split are not those of the rows above")
+            results[cell.dataset] = _result(cell, facts, pretraining)
+    if start.cell is None or not pretraining:
         return Row(start.name, label_of(start), results)
-    pretraining = facts_of(start.cell)
+    notes = [f"pre-trained with other options than configured: {o}" for o in pretraining["other_options"]]
+    names = [source["name"] for source in pretraining["dataset"]]
+    if names != [Path(path).name for path in start.cell.config.data.path]:
+        notes.append(f"pre-trained on other data than configured: {' + '.join(start.cell.config.data.path)}")
     return Row(
         start.name,
         label_of(start),
         results,
-        structures=pretraining.get("split", {}).get("train"),
-        epochs=start.epochs or start.cell.config.training.epochs,
-        dataset=" + ".join(start.cell.config.data.path),
-        command=pretraining.get("command"),
-        notes=tuple(
-            f"pre-trained with other options than configured: {o}" for o in pretraining.get("other_options", ())
-        ),
+        structures=pretraining["split"]["train"],
+        epochs=start.epochs or pretraining["epochs"],
+        dataset=" + ".join(names),
+        command=pretraining["command"],
+        notes=tuple(notes),
     )
 
 
@@ -143,116 +166,67 @@ def label_of(start: Start) -> str:
     ratio = weights_ratio(objective).replace(NO_BREAK, " ")
     name = f"forces {ratio}" if kind == "derivatives" else str(kind).replace("_", " ")
     if start.epochs is not None:
-        return f"{name}, first {start.epochs} epochs"
+        return f"{name}, first {_plain_count(start.epochs)}"
     epochs = start.cell.config.training.epochs
-    return name if epochs == PRETRAINING_EPOCHS else f"{name}, {epochs} epochs"
+    return name if epochs == PRETRAINING_EPOCHS else f"{name}, {_plain_count(epochs)}"
 
 
-def _result(cell: FinetuneCell, column: Column) -> Result | None:
-    facts = facts_of(cell)
-    if not facts:
-        return None
-    errors = {int(seed): float(error) for seed, error in facts["test_mae"].items()}
-    paper = _paper(cell, column)
-    notes = tuple(f"run with other options than configured: {option}" for option in facts["other_options"])
-    if _other_weights(cell, facts["pretrained_sha256"]):
-        notes += ("fine-tuned from other weights than the pre-training's best ones are now",)
+def _result(cell: FinetuneCell, facts: Mapping[str, Any], pretraining: Mapping[str, Any]) -> Result:
+    notes = [f"run with other options than configured: {option}" for option in facts["other_options"]]
+    notes += [f"no result: {fault}" for fault in facts["faults"]] + facts["notes"]
+    errors = {} if facts["faults"] else {int(seed): float(error) for seed, error in facts["test_mae"].items()}
+    paper = _paper(cell, facts, pretraining)
+    if paper is not None and (other := _other_protocol(facts)):
+        paper = None
+        notes.append(f"the paper's number does not stand beside it: {', '.join(other)}")
     if cell.config.data.split.matbench is not None:
-        notes += ("Matbench's official folds; the mean is over the folds' errors, as Matbench has it",)
-    return Result(errors, len(cell.config.seeds), paper and paper[0], paper and paper[1], notes)
+        notes.append("Matbench's official folds; the mean is over the folds' errors, as Matbench has it")
+    return Result(errors, len(cell.config.seeds), paper and paper[0], paper and paper[1], tuple(notes))
 
 
-def _other_weights(cell: FinetuneCell, digest: str | None) -> bool:
-    """Whether a whole pre-training has gone on since its weights, of SHA-256 `digest`, were taken."""
-    start = cell.start
-    if start.cell is None or start.epochs is not None or digest is None:
-        return False
-    try:
-        now: str = describe_checkpoint(find_checkpoint(start.cell.path))["digest"]
-    except DataError:  # its checkpoints were deleted
-        return False
-    return now != digest
-
-
-def _paper(cell: FinetuneCell, column: Column) -> tuple[float, int] | None:
-    """The paper's error for this cell and its table, where the structures are the paper's and the split is random."""
+def _paper(cell: FinetuneCell, facts: Mapping[str, Any], pretraining: Mapping[str, Any]) -> tuple[float, int] | None:
+    """The paper's error for this cell and its table, where the structures are the paper's."""
     reference = look_up(cell.dataset, cell.config.model.name, cell.pooling)
-    if reference is None or column.structures is None or cell.config.data.split.matbench is not None:
+    structures = sum(source["structures"] for source in facts["dataset"])
+    if reference is None or not same_size(structures, reference.dataset):
         return None
-    if not same_size(column.structures, reference.dataset) or not same_unit(column.unit, reference.dataset):
+    if not same_unit(facts["unit"], reference.dataset):
         return None
     if cell.start.cell is None:
         return reference.of(BASELINE)
-    row = pretraining_row(cell.start.cell.config.objective.model_dump(mode="json"))
-    epochs = cell.start.epochs or cell.start.cell.config.training.epochs
-    if row is None or epochs not in (PRETRAINING_EPOCHS, *reference.by_epochs):
-        return None
-    return reference.of(row, epochs)
+    row = pretraining_row(pretraining.get("objective") or {"kind": "unknown"})
+    return reference.of(row, cell.start.epochs or pretraining["epochs"]) if row is not None else None
 
 
-def facts_of(cell: PretrainCell | FinetuneCell) -> dict[str, Any]:
-    """All that is to be kept of a cell's finished runs; {} if there are none."""
-    done = [unit for unit in units_of(cell) if finished_to(unit.path, cell.config.training.epochs)]
-    if not done:
-        return {}
-    runs = [(_json(unit.path / "run.json"), _json(unit.path / "results.json")) for unit in done]
-    first, results = runs[0]
-    common: dict[str, Any] = {
-        "network": cell.network,
-        **{name: first.get(name) for name in SUMMED_UP},
-        "command": _plain(str(first.get("command", ""))),
-        "versions": {name: first.get("versions", {}).get(name) for name in ("dpt-hpc", "torch")},
-        "dataset": [
-            {"name": Path(s["path"]).name, "structures": s["structures"], "digest": s["digest"]}
-            for s in first["dataset"]
-        ],
-        "epochs": cell.config.training.epochs,
-        "wall_seconds": [run.get("wall_seconds") for run, _ in runs],
-        "other_options": [o for o in changed_options(cell.config, done[0].path / "config.yaml") if not _moved(o)],
-    }
-    if isinstance(cell, PretrainCell):
-        kept = {name: results.get(name) for name in ("objective", "best_epoch", "validation", "test")}
-        return {"pretraining": cell.name, **common, **kept}
-    pretrained = first.get("pretrained") or {}
-    return {
-        "pooling": cell.pooling,
-        "pretraining": cell.start.name,
-        **common,
-        "pretrained_sha256": pretrained.get("digest"),
-        "property": cell.config.objective.target,
-        "unit": _unit(cell),
-        "test_mae": {str(u.seed): r["test"]["target_mae"] for u, (_, r) in zip(done, runs, strict=True)},
-        "best_epoch": {str(u.seed): r["best_epoch"] for u, (_, r) in zip(done, runs, strict=True)},
-    }
+def _other_protocol(facts: Mapping[str, Any]) -> list[str]:
+    """In what a fine-tuning is not the paper's: parts of the data, and how long it was."""
+    data = facts["config"].get("data", {})
+    split = data.get("split", {})
+    fractions = tuple(split.get(part) for part in ("train", "validation", "test"))
+    found = []
+    if split.get("matbench"):
+        found.append("Matbench's folds")
+    elif split.get("by") != "structure" or fractions != PROTOCOL.split:
+        found.append(f"a split of {'/'.join(map(str, fractions))} by {split.get('by')}")
+    if split.get("train_fraction", 1) != 1:
+        found.append(f"{split['train_fraction']:g} of the training part")
+    if data.get("exclude"):
+        found.append("structures are excluded")
+    if facts["epochs"] != PROTOCOL.epochs:
+        found.append(_plain_count(facts["epochs"]))
+    training, transfer = facts["config"].get("training", {}), facts["config"].get("transfer", {})
+    if (
+        training.get("ema_decay")
+        or facts["config"].get("objective", {}).get("normalise")
+        or any(transfer.get(key, usual) not in (usual, []) for key, usual in UNCHANGED_TRANSFER.items())
+    ):
+        found.append("a recipe of our own")
+    return found
+
+
+def _plain_count(epochs: int) -> str:
+    return count(epochs, "epoch").replace(NO_BREAK, " ")
 
 
 def _first_facts(cell: FinetuneCell) -> dict[str, Any]:
-    return next((facts for unit in units_of(cell) if (facts := _json(unit.path / "run.json"))), {})
-
-
-def _moved(option: str) -> bool:
-    """Whether only a directory has another name: what was read there is told by its digest."""
-    return option.startswith("pretrained:")
-
-
-def _plain(command: str) -> str:
-    """A recorded command as one types it, without the directories of the machine that it ran on."""
-    if not command:
-        return ""
-    program, *words = shlex.split(command)
-    return shlex.join(["dpt-hpc" if program == "__main__.py" else program, *map(_without_folders, words)])
-
-
-def _without_folders(word: str) -> str:
-    if word.endswith(".yaml") and "configs/" in word:
-        return f"configs/{word.rpartition('configs/')[2]}"
-    key, equals, value = word.partition("=")
-    return f"{key}={Path(value).name}" if equals and value.startswith("/") else word
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return next((facts for unit in units_of(cell) if (facts := read_json(unit.path / "run.json"))), {})

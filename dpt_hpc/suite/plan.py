@@ -61,7 +61,7 @@ class Plan:
     """A suite, spelled out.
 
     cells: fine-tunings in their order. starts: of every network, by their names. against: whose baseline a network's
-    improvements are over, where it is not its own.
+    improvements are over, where it is not its own. leaks: a file of what fine-tuning and pre-training sets share.
     """
 
     run_dir: Path
@@ -69,6 +69,7 @@ class Plan:
     starts: dict[str, dict[str, Start]]
     figures: dict[str, Figure]
     against: dict[str, Against]
+    leaks: Path | None
 
     @property
     def order(self) -> tuple[PretrainCell | FinetuneCell, ...]:
@@ -100,7 +101,8 @@ def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
                     cell = _finetune_cell(suite, block.network, pooling, start, dataset, folder)
                     cells.setdefault(cell.path, cell)  # named by two blocks, it is run at its first place
     against = {name: network.against for name, network in suite.networks.items() if network.against is not None}
-    return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures, against)
+    leaks = None if suite.leaks is None else folder / suite.leaks
+    return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures, against, leaks)
 
 
 def _runs(suite: SuiteConfig, name: str, network: Network, folder: Path) -> dict[str, PretrainCell]:

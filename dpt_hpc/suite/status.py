@@ -70,6 +70,7 @@ def describe(plan: Plan) -> list[str]:
         own = [state for state in states if state.unit.cell is cell]
         lines.append(f"{_words(own):24} {cell.path}")
         lines += [f"{'':24} {s.unit.path}: epoch {s.epoch}, {s.holder}" for s in own if s.word == "running"]
+        lines += [f"{'':24} {fault.splitlines()[0]}" for s in own if not s.finished and (fault := s.unit.fault)]
     count = {word: sum(s.word == word for s in states) for word in ("done", "running", "begun", "missing")}
     lines.append(", ".join(f"{number} {word}" for word, number in count.items()) + f" of {len(states)} runs")
     if count["done"] < len(states):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dpt_hpc.errors import DptError, EnvironmentFault
 from dpt_hpc.suite.plan import FinetuneCell, Plan, PretrainCell
+from dpt_hpc.suite.weights import fault_of
 from dpt_hpc.train import signals
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.pretrain import pretrain
@@ -41,6 +42,18 @@ class Unit:
 
     @property
     def finished(self) -> bool:
+        """Whether its results are there, and those of what it needs, from whose weights it began."""
+        first = self.needs
+        return self._ended and (first is None or first.finished) and self.fault is None
+
+    @property
+    def fault(self) -> str | None:
+        """Why its results are not those of its cell, and what to do; None where they are, or are not there."""
+        cell = self.cell
+        return fault_of(cell, self.path) if isinstance(cell, FinetuneCell) and self._ended else None
+
+    @property
+    def _ended(self) -> bool:
         return finished_to(self.path, self.cell.config.training.epochs)
 
     @property
@@ -72,12 +85,12 @@ def work(plan: Plan, ranks: Ranks, say: Callable[[str], None], *, quiet: bool = 
     A cell whose worker is lost is taken up again, from its last checkpoint. One that fails is told, and left to the
     next call. Raises CellsFailed at the end if some did, Interrupted when told to stop.
     """
-    left = [unit for cell in plan.order for unit in units_of(cell)]
+    units = [unit for cell in plan.order for unit in units_of(cell)]
     failed: dict[Unit, str] = {}
     seconds = FIRST_WAIT
     while True:
         _heed_signals()
-        left = [unit for unit in left if not unit.finished]
+        left = [unit for unit in units if not unit.finished]
         waiting = False
         for unit in left:
             if unit in failed:
@@ -86,6 +99,10 @@ def work(plan: Plan, ranks: Ranks, say: Callable[[str], None], *, quiet: bool = 
                 if unit.needs in failed:
                     failed[unit] = f"its pre-training {unit.needs.path} has failed"
                 waiting = True
+                continue
+            if fault := unit.fault:
+                failed[unit] = fault
+                say(f"== {unit.path}: failed\n{fault}")
                 continue
             with _held(unit) as mine:
                 if not mine:

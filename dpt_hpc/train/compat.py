@@ -181,6 +181,19 @@ def differences(compat: str, options: Any) -> str | None:
     return f"compat is {compat}, except for {', '.join(found)}" if found else None
 
 
+def departures(options: Any) -> list[str]:
+    """All in which a checked config, of compat exact too, is not the paper's: "training.batch_size=8 (the paper: 50)".
+    Empty for a network or an objective that the paper does not have."""
+    network, objective = options.model.name, options.objective.kind
+    if network not in NETWORKS or objective not in OBJECTIVES:
+        return []
+    of = options.compat if options.compat != "exact" else "paper-experiments"
+    expected = preset(of, network, objective) | amounts(network, objective, getattr(options.objective, "target", ""))
+    return [
+        f"{key}={_plain(given)} (the paper: {_plain(value)})" for key, value, given in _otherwise(expected, options)
+    ]
+
+
 def _otherwise(expected: Mapping[str, Any], options: Any) -> list[tuple[str, Any, Any]]:
     """Key, expected value and given one, of those that differ."""
     found = []

@@ -82,10 +82,11 @@ def save_config(config: RunConfig, path: Path) -> None:
     publish_file(temporary, path)
 
 
-def changed_options(config: RunConfig, path: Path) -> list[str]:
+def changed_options(config: RunConfig, path: Path, free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
     """What computes something else in `config` than in the config.yaml at `path`: "training.batch_size: was 8, now 50".
 
-    An option that the version which wrote `path` did not have counts as its default.
+    free: how the names of options begin that may differ. An option that the version which wrote `path` did not have
+    counts as its default.
     """
     raw = yaml.safe_load(path.read_text()) or {}
     with suppress(ValidationError):  # of another version: compared as it is
@@ -94,7 +95,7 @@ def changed_options(config: RunConfig, path: Path) -> list[str]:
     return [
         f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+        if before.get(key) != now.get(key) and not key.startswith(free)
     ]
 
 

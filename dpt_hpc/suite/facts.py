@@ -1,0 +1,149 @@
+"""What the finished runs of a cell say of themselves, and whether they agree: never what its config says now."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dpt_hpc.suite.plan import FinetuneCell, PretrainCell
+from dpt_hpc.suite.weights import UNRECORDED, began_from, fault_of
+from dpt_hpc.suite.work import Unit, units_of
+from dpt_hpc.train.run import finished_to
+from dpt_hpc.train.run_dir import changed_options
+
+SUMMED_UP = ("git", "device", "split", "parameters")
+"""Facts of run.json that a cell's file keeps."""
+
+FREE = (
+    "run_dir",
+    "compat",
+    "pretrained",
+    "seeds",
+    "data.path",
+    "data.store",
+    "data.memory",
+    "data.stage",
+    "training.evaluation_batch_size",
+    "training.edge_budget",
+    "training.grad_accumulation",
+    "checkpoint.",
+    "engine.",
+)
+"""Options in which an adopted run may differ from its cell without a word: they change no number, or are told in
+another way (data by digest, weights by digest, seeds one by one; compat stands for options that are compared)."""
+
+
+def facts_of(cell: PretrainCell | FinetuneCell) -> dict[str, Any]:
+    """All that is to be kept of a cell's finished runs; {} if there are none. faults: why they are no result."""
+    done = [unit for unit in units_of(cell) if finished_to(unit.path, cell.config.training.epochs)]
+    if not done:
+        return {}
+    runs = [(read_json(unit.path / "run.json"), read_json(unit.path / "results.json")) for unit in done]
+    options = [changed_options(cell.config, unit.path / "config.yaml", free=FREE) for unit in done]
+    first, results = runs[0]
+    settings = _settings(cell, done[0].path / "config.yaml")
+    common: dict[str, Any] = {
+        "network": cell.network,
+        "command": cell.command if not any(options) else None,
+        "recorded_command": plain(str(first.get("command", ""))),
+        **{name: first.get(name) for name in SUMMED_UP},
+        "versions": {name: first.get("versions", {}).get(name) for name in ("dpt-hpc", "torch")},
+        "dataset": [
+            {"name": Path(s["path"]).name, "structures": s["structures"], "digest": s["digest"]}
+            for s in first["dataset"]
+        ],
+        "epochs": results.get("epochs", settings.get("training", {}).get("epochs")),
+        "wall_seconds": [run.get("wall_seconds") for run, _ in runs],
+        "other_options": list(dict.fromkeys(option for own in options for option in own)),
+        "config": settings,
+    }
+    if isinstance(cell, PretrainCell):
+        kept = {name: results.get(name) for name in ("objective", "best_epoch", "validation", "test")}
+        return {"pretraining": cell.name, **common, **kept}
+    digests = [tuple(source["digest"] for source in run["dataset"]) for run, _ in runs]
+    faults = _differing("datasets", done, digests) + _differing("options", done, map(tuple, options))
+    wrong = [fault for unit in done if (fault := fault_of(cell, unit.path))]
+    faults += [fault.splitlines()[0].removeprefix(f"{cell.path}/").replace(str(cell.path), ".") for fault in wrong]
+    began = [began_from(unit.path) for unit in done]
+    return {
+        "pooling": cell.pooling,
+        "pretraining": cell.start.name,
+        **common,
+        "pretrained_sha256": began[0] or None,
+        "faults": faults,
+        "notes": [UNRECORDED] if "" in began else [],
+        "property": cell.config.objective.target,
+        "unit": unit_of(cell),
+        "test_mae": {str(u.seed): r["test"]["target_mae"] for u, (_, r) in zip(done, runs, strict=True)},
+        "best_epoch": {str(u.seed): r["best_epoch"] for u, (_, r) in zip(done, runs, strict=True)},
+    }
+
+
+def unit_of(cell: FinetuneCell) -> str:
+    """Of the property, from the cell's summary or its dataset; "" if neither is at hand."""
+    if unit := read_json(cell.path / "results.json").get("unit"):
+        return str(unit)
+    for path in cell.config.data.path:
+        units = read_json(Path(path) / "dataset.json").get("property_units", {})
+        if cell.config.objective.target in units:
+            return str(units[cell.config.objective.target])
+    return ""
+
+
+def plain(command: str) -> str:
+    """A recorded command as one types it, without the directories of the machine that it ran on."""
+    if not command:
+        return ""
+    program, *words = shlex.split(command)
+    return shlex.join(["dpt-hpc" if program == "__main__.py" else program, *map(_without_folders, words)])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _differing(what: str, units: list[Unit], values: Iterable[Hashable]) -> list[str]:
+    """A fault where the seeds of a cell do not agree."""
+    found: dict[Hashable, list[str]] = {}
+    for unit, value in zip(units, values, strict=True):
+        found.setdefault(value, []).append(str(unit.seed))
+    if len(found) < 2:
+        return []
+    return [f"its seeds have different {what}: seeds {' | '.join(', '.join(seeds) for seeds in found.values())}"]
+
+
+def _settings(cell: PretrainCell | FinetuneCell, path: Path) -> dict[str, Any]:
+    """The resolved config of a run, every default spelled out, without the directories of the machine it ran on."""
+    raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    with suppress(ValidationError):  # of another version: kept as it is
+        raw = type(cell.config).model_validate(raw).model_dump(mode="json")
+    raw.pop("run_dir", None)
+    found: dict[str, Any] = _without_roots(raw)
+    return found
+
+
+def _without_roots(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_roots(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_roots(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def _without_folders(word: str) -> str:
+    if word.endswith(".yaml") and "configs/" in word:
+        return f"configs/{word.rpartition('configs/')[2]}"
+    key, equals, value = word.partition("=")
+    return f"{key}={Path(value).name}" if equals and value.startswith("/") else word
