@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -121,10 +122,51 @@ def test_a_job_told_to_stop_or_bereft_of_a_rank_is_queued_again_and_ends_bit_equ
     print(f"one rank stopped: the others gone in {took:.1f} s")
 
 
+WHEREABOUTS = Path(__file__).with_name("whereabouts")
+AIMS = ("starting", "checkpoint", "loading", "step")
+
+
+def caught(job: Job, aim: str, folder: Path, chance: random.Random) -> tuple[int, dict[int, int], str] | None:
+    """A rank of the job that has been killed, all that were there, and where it was; None at the end of the job.
+
+    It is stopped first, and goes on if it has left the place meanwhile: what is told of it is so.
+    """
+    if aim == "starting":
+        job.wait_for_ranks()
+        time.sleep(chance.uniform(0, 8))
+    else:
+        job.wait_for_checkpoint(after=job.saved())
+        time.sleep(chance.uniform(0, 2))
+    while pids := job.pids():
+        victim = 0 if aim == "checkpoint" else chance.choice(sorted(pids))  # rank 0 writes
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            if aim != "starting" and aim not in places(folder, victim):
+                time.sleep(0.001)
+                continue
+            with suppress(ProcessLookupError):
+                os.kill(pids[victim], signal.SIGSTOP)
+                time.sleep(0.01)
+                found = places(folder, victim)
+                if aim == "starting" or aim in found:
+                    os.kill(pids[victim], signal.SIGKILL)
+                    return victim, pids, " and ".join(found) or "starting, or between two places"
+                os.kill(pids[victim], signal.SIGCONT)
+    return None
+
+
+def places(folder: Path, rank: int) -> list[str]:
+    """Where tests/whereabouts/sitecustomize.py says that a rank is."""
+    path = folder / str(rank)
+    inside = path.read_bytes() if path.exists() else b""
+    return [name for name, count in zip(("step", "checkpoint", "loading"), inside, strict=False) if count]
+
+
 def test_ranks_killed_at_any_moment_lose_no_checkpoint(
     two_nodes: Cluster, options: Options, uninterrupted: Job, tmp_path: Path
 ) -> None:
-    """kill -9 of a random rank, KILLS times in runs that save every second step, half of them while the ranks start.
+    """kill -9 of a random rank, KILLS times in runs that save every second step: while the ranks start, in a
+    checkpoint, while data are loaded, in a step.
 
     The others are gone within a minute, the last checkpoint is whole and no older than the one before the kill, and the
     job is queued again and goes on from it.
@@ -134,29 +176,29 @@ def test_ranks_killed_at_any_moment_lose_no_checkpoint(
     lost: list[str] = []
     whole = 0
     while whole == 0 or len(lost) < KILLS:
-        job = Job(two_nodes, tmp_path / f"run_{whole}", often)
+        folder = tmp_path / f"whereabouts_{whole}"
+        folder.mkdir()
+        watched = {"PYTHONPATH": str(WHEREABOUTS), "DPT_HPC_WHEREABOUTS": str(folder)}
+        job = Job(two_nodes, tmp_path / f"run_{whole}", often, variables=watched)
         restarts = 0
         while len(lost) < KILLS and job.saved() < 100:
-            if starting := len(lost) % 2 == 0:
-                job.wait_for_ranks()
-                time.sleep(chance.uniform(0, 8))
-            else:
-                job.wait_for_checkpoint(after=job.saved())
-                time.sleep(chance.uniform(0, 2))
-            known, pids = job.saved(), job.pids()
-            if not pids:  # it has come to its end meanwhile
+            for file in folder.iterdir():
+                file.unlink()
+            aim = AIMS[len(lost) % len(AIMS)]
+            known = job.saved()
+            if (kill := caught(job, aim, folder, chance)) is None:  # it has come to its end meanwhile
                 break
-            victim = chance.choice(sorted(pids))
-            os.kill(pids[victim], signal.SIGKILL)
+            victim, pids, where = kill
             took = job.wait_until_gone(pids, timeout=60)
             restarts += 1
             job.wait_for_restart(restarts)
             assert job.saved() >= known
             if known:
                 load_weights(job.run_dir / "checkpoints" / "last")
-            when = "while starting, " if starting else ""
-            lost.append(f"rank {victim} {when}after step {known}, the others gone in {took:.1f} s")
+            lost.append(f"| {len(lost) + 1} | {victim} | {aim} | {where} | {known} | {job.saved()} | {took:.1f} |")
         assert job.ends() == "COMPLETED", job.said
         same_weights(job.run_dir, uninterrupted.run_dir)
         whole += 1
-    print(f"killed: {'; '.join(lost)}")
+    print("| kill | rank | aimed at | in | last checkpoint before | after | others gone, s |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(lost))
