@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from dpt_hpc.data.catalog import RawFile
 
 
 @dataclass
@@ -73,3 +79,32 @@ def serving(files: dict[str, bytes], **behaviour: object) -> Iterator[Served]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+CONTENT = bytes(range(256)) * 40_000
+"""Ten megabytes, so that an answer can be cut within."""
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def raw_file(url: str | None, content: bytes = CONTENT, **changes: Any) -> RawFile:
+    return RawFile(**{"name": "set.bin", "url": url, "sha256": digest(content), "size": len(content), **changes})
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[Served]:
+    with serving({"set.bin": CONTENT}) as served:
+        yield served

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +23,24 @@ from crystals import (
     write_mptrj,
     write_pickle,
 )
-from file_server import Served, serving
+from file_server import (  # noqa: F401 - two are fixtures
+    CONTENT,
+    Served,
+    _no_proxy,
+    _server,
+    digest,
+    quiet,
+    raw_file,
+    serving,
+)
 
 from dpt_hpc.cli import run_command_line
-from dpt_hpc.data.catalog import Catalog, Entry, RawFile, Sources, fill_mirror, get_dataset, obtain
+from dpt_hpc.data.catalog import Catalog, Entry, Sources, fill_mirror, get_dataset, obtain
 from dpt_hpc.data.ingest import IngestOptions, ingest
 from dpt_hpc.data.inspect import inspect_dataset, origin_lines
 from dpt_hpc.data.manifest import Manifest
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import ConfigError, DataError
-
-CONTENT = bytes(range(256)) * 40_000
-"""Ten megabytes, so that an answer can be cut within."""
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def raw_file(url: str | None, content: bytes = CONTENT, **changes: Any) -> RawFile:
-    return RawFile(**{"name": "set.bin", "url": url, "sha256": digest(content), "size": len(content), **changes})
-
-
-def quiet(_: str) -> None:
-    pass
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def server() -> Iterator[Served]:
-    with serving({"set.bin": CONTENT}) as served:
-        yield served
 
 
 @pytest.fixture

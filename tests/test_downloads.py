@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import resource
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from file_server import Served, serving
+from file_server import (  # noqa: F401 - two are fixtures
+    CONTENT,
+    Served,
+    _no_proxy,
+    _server,
+    digest,
+    quiet,
+    raw_file,
+    serving,
+)
 
-from dpt_hpc.data.catalog import RawFile, Sources, obtain
+from dpt_hpc.data.catalog import Sources, obtain
 from dpt_hpc.data.catalog.download import download
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
-
-CONTENT = bytes(range(256)) * 40_000
-"""Ten megabytes, so that an answer can be cut within."""
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def raw_file(url: str | None, content: bytes = CONTENT, **changes: Any) -> RawFile:
-    return RawFile(**{"name": "set.bin", "url": url, "sha256": digest(content), "size": len(content), **changes})
-
-
-def quiet(_: str) -> None:
-    pass
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def server() -> Iterator[Served]:
-    with serving({"set.bin": CONTENT}) as served:
-        yield served
 
 
 def test_a_download_is_checked_and_not_repeated(server: Served, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpt_hpc.cli.app import Json, Quiet, app, console, one_of
+
+if TYPE_CHECKING:
+    from dpt_hpc.use import Model
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILES...", help="Structure files, directories, datasets.")]
 Checkpoint = Annotated[Path, typer.Argument(help="A run, a checkpoint, or an exported model.")]
@@ -45,16 +48,9 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Energies, forces and stress, or the property that a network learnt, of any number of structures in files."""
-    from dpt_hpc.use import load
     from dpt_hpc.use.work import predict_files
 
-    model = load(
-        checkpoint,
-        device=device,
-        dtype=one_of("--dtype", dtype, (None, "float32", "float64")),
-        allow_unknown_elements=allow_unknown_elements,
-        edge_budget=edge_budget,
-    )
+    model = _load(checkpoint, device, dtype, edge_budget, allow_unknown_elements)
     summary = predict_files(
         model,
         files,
@@ -89,16 +85,9 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """What a network knows of structures before its read-out, as arrays: features for another model."""
-    from dpt_hpc.use import load
     from dpt_hpc.use.work import embed_files
 
-    model = load(
-        checkpoint,
-        device=device,
-        dtype=one_of("--dtype", dtype, (None, "float32", "float64")),
-        allow_unknown_elements=allow_unknown_elements,
-        edge_budget=edge_budget,
-    )
+    model = _load(checkpoint, device, dtype, edge_budget, allow_unknown_elements)
     quietly = quiet or as_json
     summary = embed_files(
         model, files, out, atoms=atoms, file_format=file_format, skip_broken=skip_broken, quiet=quietly, say=_say
@@ -124,6 +113,18 @@ def export(
     else:
         units = ", ".join(summary["units"])
         console.print(f"wrote {out}: {summary['network']}, {summary['parameters']} parameters; gives {units}")
+
+
+def _load(checkpoint: str, device: str, dtype: str | None, edge_budget: int, allow_unknown_elements: bool) -> Model:
+    from dpt_hpc.use import load
+
+    return load(
+        checkpoint,
+        device=device,
+        dtype=one_of("--dtype", dtype, (None, "float32", "float64")),
+        allow_unknown_elements=allow_unknown_elements,
+        edge_budget=edge_budget,
+    )
 
 
 def _conclude(summary: dict[str, Any], more: str, *, quiet: bool, as_json: bool) -> None:
