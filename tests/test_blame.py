@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from small_runs import Options, small_options
-from test_failures import ended, start, start_run, written
+from test_failures import ended, start, written
 
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
 from dpt_hpc.train.writer import restore
@@ -42,6 +42,12 @@ prepare = Run._prepare
 def fail(run, *arguments):
     raise EnvironmentFault("no more room")
 Run._prepare = fail
+launch.main()
+"""
+PATIENT = """\
+import sys
+from dpt_hpc import launch
+sys.modules["dpt_hpc.cli.app"].SECONDS_FOR_THE_FIRST_RANK = 15.0
 launch.main()
 """
 
@@ -77,11 +83,12 @@ def test_a_rank_that_is_ended_beside_one_that_fails_while_starting_ends_with_its
     options: Options, tmp_path: Path
 ) -> None:
     """Two runs at once: rank 0 fails alone, or both by a mistake of the config. SIGTERM comes when rank 0 has left."""
-    program = tmp_path / "fails.py"
+    program, patient = tmp_path / "fails.py", tmp_path / "patient.py"
     program.write_text(WHILE_STARTING)
+    patient.write_text(PATIENT)  # on a busy machine one rank is seconds behind the other
     config = written(tmp_path / "config.yaml", options | {"engine": {"rank_timeout": 12}}, tmp_path / "run")
     mistake = written(tmp_path / "mistake.yaml", options | {"engine": {"kind": "torch"}}, tmp_path / "none")
-    runs = {"no more room": start(2, program, config), "engine.kind is torch": start_run(2, mistake)}
+    runs = {"no more room": start(2, program, config), "engine.kind is torch": start(2, patient, mistake)}
     left = dict(runs)
     while left:
         for word, processes in list(left.items()):
@@ -90,7 +97,7 @@ def test_a_rank_that_is_ended_beside_one_that_fails_while_starting_ends_with_its
                 del left[word]
         time.sleep(0.01)
     for (word, processes), code in zip(runs.items(), (EnvironmentFault.exit_code, ConfigError.exit_code), strict=True):
-        done = ended(processes, 20)
+        done = ended(processes, 30)
         told = "".join(text for _, text in done)
         assert [code for code, _ in done] == [code] * 2, told
         assert "Traceback" not in told

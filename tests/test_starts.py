@@ -73,11 +73,11 @@ def wait_until_it_listens(pid: int) -> None:
         time.sleep(0.01)
 
 
-def start(rank: int, ranks: int, port: int, config: Path) -> subprocess.Popen[str]:
+def start(rank: int, ranks: int, port: int, *program: str) -> subprocess.Popen[str]:
     """As a job that was queued again, which says so in run_dir as soon as its ranks have met."""
     place = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return subprocess.Popen(
-        [sys.executable, "-m", "dpt_hpc.launch", str(config)],
+        [sys.executable, *program],
         env=os.environ | place | {"OMP_NUM_THREADS": "1", "PBS_JOBID": "9.pbs", "DPT_HPC_RESTARTS": "1"},
         stderr=subprocess.PIPE,
         text=True,
@@ -98,7 +98,7 @@ def test_a_signal_before_the_first_step_ends_a_rank_soon(
     """Alone, while it opens its data; and while it waits for another rank, for minutes."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(finished[0] | {"task": "pretrain", "run_dir": str(tmp_path / "run")}))
-    process = start(0, ranks, free_port(), config)
+    process = start(0, ranks, free_port(), "-m", "dpt_hpc.launch", str(config))
     wait_until_it_listens(process.pid)
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
@@ -111,15 +111,30 @@ def test_a_signal_before_the_first_step_ends_a_rank_soon(
     assert "Traceback" not in told
 
 
+SLOW_TO_BEGIN = """
+import sys, time
+from dpt_hpc import launch
+from dpt_hpc.train.run import Run
+train = Run.train
+def wait(run, *arguments):
+    if run.ranks.rank == 0:
+        time.sleep(12)
+    train(run, *arguments)
+Run.train = wait
+launch.main()
+"""
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_ranks_that_are_starting_ends_both(
     finished: tuple[Options, Path], tmp_path: Path
 ) -> None:
     """The other one hears of it by the heartbeat, or, where that has not begun, finds that the first one is gone."""
-    config, port = tmp_path / "config.yaml", free_port()
+    config, program, port = tmp_path / "config.yaml", tmp_path / "slow.py", free_port()
     options = finished[0] | {"task": "pretrain", "run_dir": str(tmp_path / "run"), "engine": {"rank_timeout": 12}}
     config.write_text(yaml.safe_dump(options))
-    processes = [start(rank, 2, port, config) for rank in range(2)]
+    program.write_text(SLOW_TO_BEGIN)  # or a busy machine would look at the first step
+    processes = [start(rank, 2, port, str(program), str(config)) for rank in range(2)]
     while not (tmp_path / "run" / STARTS).exists():
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
