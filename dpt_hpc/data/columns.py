@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,3 +46,16 @@ def flat_columns(block: Sequence[Structure], dtype: str) -> dict[str, Array]:
         columns[f"properties/{name}"] = np.array([s.properties.get(name, 0.0) for s in block], dtype=np.float64)
         columns[f"properties/has_{name}"] = np.array([name in s.properties for s in block])
     return columns
+
+
+def content_digest(columns: Mapping[str, Array]) -> str:
+    """SHA-256 of what a shard says: names, shapes and values of its columns, whatever file, version of HDF5 or release
+    of dpt_hpc holds them. The estimate of edges does not count: it is ours, and may be made anew."""
+    digest = hashlib.sha256()
+    for name, values in sorted(columns.items()):
+        if name == "edge_estimate":
+            continue
+        content = "\0".join(values).encode() if values.dtype.kind == "U" else np.ascontiguousarray(values).tobytes()
+        kind = "text" if values.dtype.kind == "U" else values.dtype.newbyteorder("<").str
+        digest.update(f"{name} {kind} {values.shape} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

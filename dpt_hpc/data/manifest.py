@@ -29,13 +29,17 @@ UNITS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Shard:
-    """One HDF5 file of a dataset: name within the directory, SHA-256 of its bytes, size, contents."""
+    """One HDF5 file of a dataset: name within the directory, SHA-256 of its bytes, size, contents.
+
+    content: SHA-256 of the values in it (`columns.content_digest`); "" in datasets of early versions.
+    """
 
     file: str
     sha256: str
     num_bytes: int
     num_structures: int
     num_atoms: int
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the hashes of the shards: equal digests, equal data."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        """SHA-256 over the hashes of the shards' contents: equal digests, equal data, by whichever release ingested."""
+        hashes = [shard.content or shard.sha256 for shard in self.shards]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def write(self, directory: Path) -> None:
         """Publish the dataset: write dataset.json atomically."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dpt_hpc.data.columns import flat_columns
+from dpt_hpc.data.columns import content_digest, flat_columns
 from dpt_hpc.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, UNITS, Manifest, Shard, publish, sha256_of
 from dpt_hpc.data.shard_file import write_shard_file
 from dpt_hpc.data.statistics import EDGE_CUTOFF, EDGE_FORMULA, EDGE_MAX_NEIGHBORS, Statistics
@@ -136,4 +136,5 @@ def _write_shard(
     digest = sha256_of(temporary)
     size = temporary.stat().st_size
     publish(temporary, final)
-    return Shard(final.name, digest, size, len(block), int(columns["atom_ptr"][-1]))
+    atoms = int(columns["atom_ptr"][-1])
+    return Shard(final.name, digest, size, len(block), atoms, content_digest(columns))
