@@ -6,8 +6,8 @@ MODEL is anything that `dpt_hpc.load` takes, DATASET from `dpt-hpc ingest`. All 
 
 relaxations    crystals of DATASET (of the test part where MODEL is a run that has kept its split), their atoms
                displaced by 0.05 Å (standard deviation of every coordinate), relaxed twice: atoms alone
-               (BFGS), then atoms and cell (FIRE on the Frechet cell filter). Told: whether the energy fell in every
-               step, and the largest force in the end.
+               (BFGS with a line search, which takes no step uphill), then atoms and cell (FIRE on the Frechet cell
+               filter). Told: whether the energy fell in every step, and the largest force in the end.
 trajectory     velocity Verlet at constant energy from velocities of 600 K, which a solid at its minimum would halve:
                drift of the total energy, and its largest step.
 elasticity     bulk modulus from the stress, and from the curvature of the energy: they agree where both are right.
@@ -28,7 +28,7 @@ from ase import Atoms, units
 from ase.filters import FrechetCellFilter
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from ase.optimize import BFGS, FIRE
+from ase.optimize import FIRE, BFGSLineSearch
 from measuring import facts, write
 
 import dpt_hpc
@@ -93,7 +93,7 @@ def relax(model: dpt_hpc.Model, atoms: Atoms, *, cell: bool) -> dict[str, Any]:
     energies: list[float] = []
     began, before = time.monotonic(), atoms.get_volume()
     # FIRE copes with a cell, whose energy is stiff in some directions; its inertia may overshoot.
-    relaxation = FIRE(FrechetCellFilter(atoms), logfile=None) if cell else BFGS(atoms, logfile=None)
+    relaxation = FIRE(FrechetCellFilter(atoms), logfile=None) if cell else BFGSLineSearch(atoms, logfile=None)
     relaxation.attach(lambda: energies.append(atoms.get_potential_energy()))
     failed = None
     try:
