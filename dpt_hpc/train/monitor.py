@@ -64,7 +64,7 @@ def _commit() -> str | None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write and rename, so that a reader never sees half a file. NaN is refused by JSON: it becomes null."""
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-    temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
     publish_file(temporary, path)
 
 
@@ -75,13 +75,14 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     publish_file(temporary, path)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with None for every number that JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value
 
 
@@ -164,7 +165,7 @@ class Monitor:
     def _write(self, record: Mapping[str, Any], step: int, flush: bool) -> None:
         if self._log is None:
             return
-        self._pending += json.dumps(_finite(record)).encode() + b"\n"
+        self._pending += json.dumps(finite(record)).encode() + b"\n"
         try:
             for key, value in _flat(record):
                 if key not in ("epoch", "step", "time", "kind") and isinstance(value, (int, float)):
