@@ -31,9 +31,10 @@ LAYERS: dict[str, set[str]] = {
     "scaling": BASE | {"ops", "data", "models", "train"},
     "doctor": BASE | {"ops", "data", "models", "train"},
     "report": BASE,
+    "watch": BASE | {"report", "train"},
     "suite": BASE | {"data", "models", "train", "report"},
     "quickstart": BASE | {"data", "train", "report"},
-    "cli": BASE | {"use", "data", "train", "report", "quickstart", "suite", "scaling", "doctor"},
+    "cli": BASE | {"use", "data", "train", "report", "quickstart", "suite", "scaling", "doctor", "watch"},
     "__main__": {"cli"},
     "launch": {"cli"},
 }

@@ -22,6 +22,7 @@ VERBS = [
     "embed",
     "export",
     "report",
+    "watch",
     "quickstart",
     "doctor",
 ]

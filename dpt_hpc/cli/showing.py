@@ -1,7 +1,8 @@
-"""Verbs that show what there is: report, quickstart."""
+"""Verbs that show what there is: report, watch, quickstart."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,24 @@ def report(
     from dpt_hpc.report import write_report
 
     console.print(f"wrote {write_report(runs, out)}")
+
+
+@app.command(
+    epilog="Example: `dpt-hpc watch runs/pretrain`; of a run on another machine, there, and here "
+    "`ssh -N -L 8765:localhost:8765 MACHINE`, then http://localhost:8765"
+)
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, a fine-tuning, or a folder above several runs.")],
+    host: Annotated[str, typer.Option(help="Beyond this machine, the page needs the token printed.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Else the first free one from 8765 on.")] = None,
+) -> None:
+    """Serve one page that follows a run, or shows a finished one, until Ctrl-C."""
+    from dpt_hpc.watch.server import open_server
+
+    with open_server(run, host, port) as server:
+        console.print(f"watching {run} at {server.address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @app.command(epilog="Example: `dpt-hpc quickstart --out runs/quickstart`")

@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,17 @@ def _load(path: Path, name: str) -> Run | FineTuning:
 def load_run(path: Path, name: str) -> Run:
     """Read one run directory; what is not there yet is empty."""
     records, cut = read_metrics(path / "metrics.jsonl")
+    return replace(
+        facts_of(path, name),
+        epochs=tuple(r for r in records if r.get("kind") == "epoch" and isinstance(r.get("epoch"), int)),
+        steps=tuple(r for r in records if r.get("kind") == "step" and isinstance(r.get("step"), int)),
+        cut=cut,
+        predictions=_predictions(path),
+    )
+
+
+def facts_of(path: Path, name: str) -> Run:
+    """A run without its log and its predictions: the small files of its directory."""
     environment = _json(path / "run.json")
     noted = environment.get("dataset")
     return Run(
@@ -173,10 +184,10 @@ def load_run(path: Path, name: str) -> Run:
         config=_yaml(path / "config.yaml"),
         environment=environment,
         results=_json(path / "results.json"),
-        epochs=tuple(r for r in records if r.get("kind") == "epoch" and isinstance(r.get("epoch"), int)),
-        steps=tuple(r for r in records if r.get("kind") == "step" and isinstance(r.get("step"), int)),
-        cut=cut,
-        predictions=_predictions(path),
+        epochs=(),
+        steps=(),
+        cut=False,
+        predictions=None,
         split=_split(environment.get("split"), path / "split.npz"),
         sources=tuple(_source(n, path) for n in noted if isinstance(n, dict)) if isinstance(noted, list) else (),
     )

@@ -94,6 +94,16 @@ def best_epoch(run: Run) -> Mapping[str, Any] | None:
     return min(finite)[2] if finite else None
 
 
+def steps_per_epoch(run: Run) -> float:
+    """Counted over the epochs so far; in the first one, what split and batch size will give; 0 if not known."""
+    ends = [(int(r["step"]), int(r["epoch"])) for r in run.epochs if r["epoch"] > 0 and isinstance(r.get("step"), int)]
+    if ends:
+        return ends[-1][0] / ends[-1][1]
+    training = run.config.get("training")
+    batch = training.get("batch_size") if isinstance(training, dict) else None
+    return float(math.ceil(run.split.get("train", 0) / batch)) if isinstance(batch, int) and batch > 0 else 0.0
+
+
 def error_rows(run: Run) -> list[ErrorRow]:
     """Errors before training, at the best epoch, and on the test part, for each label that the run knows."""
     first = next((r for r in run.epochs if r["epoch"] == 0), {"validation": run.results.get("validation_before")})

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from dpt_hpc.report.figures import FIRST, SECOND, THIRD, Array, Line, curves
 from dpt_hpc.report.runs import Run
-from dpt_hpc.report.summary import best_epoch, metric, quantities_of
+from dpt_hpc.report.summary import best_epoch, metric, quantities_of, steps_per_epoch
 from dpt_hpc.report.wording import Quantity, count, number
 
 WORTH_SHOWING = 1.0
@@ -168,21 +168,11 @@ def _step_losses(run: Run) -> Line | None:
     """Losses of single steps, placed between epochs."""
     known = [(int(r["step"]), r.get("loss")) for r in run.steps]
     pairs = [(step, loss) for step, loss in known if isinstance(loss, (int, float)) and np.isfinite(loss)]
-    steps_per_epoch = _steps_per_epoch(run)
-    if not pairs or not steps_per_epoch:
+    per_epoch = steps_per_epoch(run)
+    if not pairs or not per_epoch:
         return None
-    x = np.array([step for step, _ in pairs]) / steps_per_epoch
+    x = np.array([step for step, _ in pairs]) / per_epoch
     y = np.array([float(loss) for _, loss in pairs])
     groups = np.array_split(np.arange(len(x)), min(BINS, len(x)))
     medians = np.array([np.median(y[g]) for g in groups])
     return Line("", np.array([x[g].mean() for g in groups]), medians, FIRST, faint=True)
-
-
-def _steps_per_epoch(run: Run) -> float:
-    """Counted over the epochs so far; in the first one, what split and batch size will give; 0 if not known."""
-    ends = [(int(r["step"]), int(r["epoch"])) for r in run.epochs if r["epoch"] > 0 and isinstance(r.get("step"), int)]
-    if ends:
-        return ends[-1][0] / ends[-1][1]
-    training = run.config.get("training")
-    batch = training.get("batch_size") if isinstance(training, dict) else None
-    return float(np.ceil(run.split.get("train", 0) / batch)) if isinstance(batch, int) and batch > 0 else 0.0
