@@ -31,7 +31,7 @@ from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.use import as_structure
-from dpt_hpc.use.progress import Progress, count_structures
+from dpt_hpc.data.progress import Progress, count_structures
 
 CU = {"lattice": Lattice.cubic(3.6), "species": ["Cu"] * 4}
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]

@@ -9,10 +9,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from dpt_hpc.cli.app import Json, Set, app, console, one_of
+from dpt_hpc.cli.app import Json, Set, app, console, one_of, print_json
 from dpt_hpc.errors import ConfigError
 
-config = typer.Typer(no_args_is_help=True, help="Write, read, check configs.")
+config = typer.Typer(
+    no_args_is_help=True,
+    help="Write, read and check configs, and the job files that run them.",
+    epilog="Example: `dpt-hpc config init pretrain --out mine.yaml`, then `dpt-hpc config check mine.yaml`",
+)
 app.add_typer(config, name="config")
 
 Task = Annotated[str, typer.Argument(metavar="TASK", help="pretrain or finetune.")]
@@ -46,7 +50,7 @@ def init(
     if out.exists():
         raise ConfigError(f"--out {out}: exists already.\nName a new file, or remove this one.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
+    out.write_text(text, encoding="utf-8")
     console.print(f"wrote {out}: put your run_dir and data.path there, then dpt-hpc config check {out}", soft_wrap=True)
 
 
@@ -54,12 +58,15 @@ def init(
 def show(file: Path, overrides: Set = None, as_json: Json = False) -> None:
     """A config as a run would take it: every default spelled out."""
     content = _load(file, overrides).model_dump(mode="json")
-    print(json.dumps(content) if as_json else yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
+    if as_json:
+        print_json(content)
+    else:
+        print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
 
 
 @config.command(epilog="Example: `dpt-hpc config check mine.yaml --set data.path=data/mine`")
-def check(file: Path, overrides: Set = None) -> None:
-    """Whether a config is valid, and its data and files are there. Starts nothing."""
+def check(file: Path, overrides: Set = None, as_json: Json = False) -> None:
+    """Whether a config is valid, and its data and files are there. Starts nothing; `pretrain --check` tries a step."""
     from dpt_hpc.data.leaks import read_exclusion
     from dpt_hpc.data.shards import Dataset
     from dpt_hpc.train.compat import differences
@@ -68,17 +75,25 @@ def check(file: Path, overrides: Set = None) -> None:
 
     options = _load(file, overrides)
     dataset = Dataset.open(options.data.path, verify=False)
+    found: dict[str, Any] = {"file": str(file), "task": options.task}
     if getattr(options, "pretrained", None) is not None:
-        console.print(f"pre-trained: {find_pretrained(options.pretrained, options.pretrained_epochs)}", soft_wrap=True)
+        found["pretrained"] = str(find_pretrained(options.pretrained, options.pretrained_epochs))
     if hasattr(options.objective, "target"):
         target_values(dataset, options.objective.target)
     seed = options.seeds[0] if hasattr(options, "seeds") else options.seed
     excluded = None if options.data.exclude is None else read_exclusion(options.data.exclude, dataset)
     split = make_split(dataset, options.data.split, options.objective, seed, options.data.path, excluded)
-    sizes = " / ".join(str(len(part)) for part in (split.train, split.validation, split.test))
+    found |= {part: len(getattr(split, part)) for part in ("train", "validation", "test")}
+    found["unlike_the_paper"] = differences(options.compat, options) or None
+    if as_json:
+        print_json(found)
+        return
+    if "pretrained" in found:
+        console.print(f"pre-trained: {found['pretrained']}", soft_wrap=True)
+    sizes = f"{found['train']} / {found['validation']} / {found['test']}"
     console.print(f"{file}: valid; {sizes} structures to train, validate, test", soft_wrap=True)
-    if unlike := differences(options.compat, options):
-        console.print(unlike, soft_wrap=True)
+    if found["unlike_the_paper"]:
+        console.print(found["unlike_the_paper"], soft_wrap=True)
 
 
 @config.command(epilog="Example: `dpt-hpc config schema pretrain > pretrain.schema.json`")

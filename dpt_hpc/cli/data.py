@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dpt_hpc.cli.app import Json, app, console, one_of
+from dpt_hpc.cli.app import Json, Quiet, app, console, one_of, print_json
 from dpt_hpc.errors import ConfigError
 
 
@@ -42,10 +41,13 @@ def ingest(
     compression: Annotated[str | None, typer.Option(help="gzip or lzf; none reads fastest.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the data, for the cards of models trained on it.")] = None,
     citation: Annotated[str | None, typer.Option(help="What whoever uses the data should cite.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Read structure files, check their labels, units and signs, and write a dataset of HDF5 shards."""
     from dpt_hpc.data.ingest import IngestOptions
     from dpt_hpc.data.ingest import ingest as run
+    from dpt_hpc.data.progress import IngestProgress
 
     pairs = [pair.partition("=") for pair in target or []]
     if wrong := [name for name, equals, _ in pairs if not equals]:
@@ -77,8 +79,13 @@ def ingest(
         compression=one_of("--compression", compression, (None, "gzip", "lzf")),
     )
     origin = {name: text for name, text in (("licence", licence), ("citation", citation)) if text}
-    for line in run(sources, out, options, origin=origin).lines():
-        console.print(line, markup=False, soft_wrap=True)
+    with IngestProgress(sources, file_format, quiet=quiet or as_json) as progress:
+        report = run(sources, out, options, progress.told, origin=origin)
+    if as_json:
+        print_json(report.as_json())
+    elif not quiet:
+        for line in report.lines():
+            console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: `dpt-hpc inspect data/mine`")
@@ -87,4 +94,4 @@ def inspect(dataset: Path, as_json: Json = False) -> None:
     from dpt_hpc.data.inspect import inspect_dataset, render_summary
 
     summary = inspect_dataset(dataset)
-    print(json.dumps(summary.as_json())) if as_json else console.print(render_summary(summary))
+    print_json(summary.as_json()) if as_json else console.print(render_summary(summary))

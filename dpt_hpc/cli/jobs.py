@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dpt_hpc.cli.app import Json, Set, app, console, one_of
+from dpt_hpc.cli.app import Json, Set, app, console, one_of, print_json
 from dpt_hpc.errors import EnvironmentFault
 
 
@@ -42,12 +41,16 @@ def doctor(
     leave_world()
     bad = sum(finding.status == "bad" for finding in findings)
     if here.rank == 0 and as_json:
-        print(json.dumps({"ok": not bad, "findings": [finding.as_json() for finding in findings]}))
+        print_json({"ok": not bad, "findings": [finding.as_json() for finding in findings]})
     if bad:
         raise typer.Exit(EnvironmentFault.exit_code)
 
 
-bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Benchmarks of this machine.",
+    epilog="Example: `dpt-hpc bench scaling --ranks 1,2 --predict`",
+)
 app.add_typer(bench, name="bench")
 
 
@@ -108,7 +111,7 @@ def scaling(
     by: Any = one_of("--clock", clock, ("wall", "cpu"))
     result = conclude(kind, out, counts, predict=predict, network=network, conditions=conditions, clock=by)
     text = write_scaling_report(result, out)
-    print(json.dumps(result) if as_json else text)
+    print_json(result) if as_json else print(text)
 
 
 def or_sample(config: Path | None, overrides: list[str] | None) -> tuple[Path, list[str]]:

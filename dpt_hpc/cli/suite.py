@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dpt_hpc.cli.app import Json, Quiet, app, console
+from dpt_hpc.cli.app import Json, Quiet, app, console, print_json
 
 
 @app.command(
@@ -34,7 +33,7 @@ def suite(
         from dpt_hpc.suite.status import as_json as state_of
         from dpt_hpc.suite.status import describe
 
-        print(json.dumps(state_of(plan)) if as_json else "\n".join(describe(plan)))
+        print_json(state_of(plan)) if as_json else print("\n".join(describe(plan)))
         return
     from dpt_hpc.suite.outcome import write_outcome
 
@@ -43,11 +42,21 @@ def suite(
         from dpt_hpc.suite.work import CellsFailed, alone, work
 
         try:
-            work(plan, alone(), lambda line: console.print(line, markup=False, soft_wrap=True), quiet=quiet)
+            work(plan, alone(), _silent if as_json else _say, quiet=quiet or as_json)
         except CellsFailed as fault:  # what the others found is shown all the same
             failed = fault
     written = write_outcome(plan, out or plan.run_dir / "tables", f"dpt-hpc suite {config} --tables")
-    if not quiet:
-        console.print(f"wrote {written[0]}", markup=False, soft_wrap=True)
+    if as_json and failed is None:
+        print_json({"run_dir": str(plan.run_dir), "written": [str(path) for path in written]})
+    elif not (quiet or as_json):
+        _say(f"wrote {written[0]}")
     if failed is not None:
         raise failed
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def _silent(line: str) -> None:
+    """Where stdout is for one JSON document alone."""

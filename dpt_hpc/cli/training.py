@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dpt_hpc.cli.app import Json, Quiet, Resume, Set, app, console
+from dpt_hpc.cli.app import Json, Quiet, Resume, Set, app, console, print_json
 from dpt_hpc.train.world import place_so_far
 
 
@@ -85,7 +84,7 @@ def _tell(summary: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
     from dpt_hpc.report import paper_reference
 
     if as_json:
-        print(json.dumps(summary))
+        print_json(summary)
     elif not quiet:
         keys = ("dataset", "structures", "unit", "network", "pooling")
         if paper := paper_reference(*(summary[key] for key in keys)):
@@ -99,16 +98,22 @@ def evaluate(
     target: Annotated[str | None, typer.Option(help="The property's name in the data, if it is another one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for predictions and results.")] = None,
     allow_unknown_elements: Annotated[bool, typer.Option(help="Predict for elements that were never seen.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Errors of a trained network (a run or a checkpoint) on a dataset."""
     from dpt_hpc.train.evaluate import evaluate_checkpoint
 
     errors = evaluate_checkpoint(
-        checkpoint, tuple(data), target=target, out=out, allow_unknown_elements=allow_unknown_elements
+        checkpoint,
+        tuple(data),
+        target=target,
+        out=out,
+        allow_unknown_elements=allow_unknown_elements,
+        quiet=quiet or as_json,
     )
     if as_json:
-        print(json.dumps(errors))
+        print_json(errors)
     else:
         for name, value in errors.items():
             console.print(f"{name:24} {value:.6g}")

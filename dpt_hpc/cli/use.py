@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpt_hpc.cli.app import Json, Quiet, app, console, one_of
+from dpt_hpc.cli.app import Json, Quiet, app, console, one_of, print_json
 
 if TYPE_CHECKING:
     from dpt_hpc.use import Model
@@ -109,13 +108,13 @@ def export(
 
     summary = run(checkpoint, out, force=force)
     if as_json:
-        print(json.dumps(summary))
+        print_json(summary)
     else:
         units = ", ".join(summary["units"])
         console.print(f"wrote {out}: {summary['network']}, {summary['parameters']} parameters; gives {units}")
 
 
-def _load(checkpoint: str, device: str, dtype: str | None, edge_budget: int, allow_unknown_elements: bool) -> Model:
+def _load(checkpoint: Path, device: str, dtype: str | None, edge_budget: int, allow_unknown_elements: bool) -> Model:
     from dpt_hpc.use import load
 
     return load(
@@ -129,7 +128,7 @@ def _load(checkpoint: str, device: str, dtype: str | None, edge_budget: int, all
 
 def _conclude(summary: dict[str, Any], more: str, *, quiet: bool, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print_json(summary)
     elif not quiet:
         doubts = "".join(f", {summary[key]} {text}" for key, text in DOUBTS.items() if summary.get(key))
         console.print(f"wrote {summary['out']}: {summary['structures']} structures, {more}{doubts}", soft_wrap=True)

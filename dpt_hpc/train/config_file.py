@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dpt_hpc.errors import ConfigError
+from dpt_hpc.errors import ConfigError, did_you_mean
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
@@ -28,17 +29,7 @@ def read_config(path: str | Path, kind: type[AnyOptions], overrides: Sequence[st
 
     Raises ConfigError naming file, key, value and, for an unknown key, the nearest valid one; all faults at once.
     """
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"config {path}: no such file.") from None
-    except OSError as error:
-        raise ConfigError(f"config {path}: cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}: not valid YAML.\n{error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"config {path}: expected a mapping of options, got {type(raw).__name__}.")
+    raw = _read(path)
     for override in overrides:
         _apply(raw, override)
     return check_config(raw, kind, str(path))
@@ -52,17 +43,14 @@ def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
 
 def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
     """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path}: cannot be read: {error}") from None
     kinds: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
         "pretrain": PretrainConfig,
         "finetune": FinetuneConfig,
     }
-    task = raw.get("task") if isinstance(raw, dict) else None
+    task = _read(path).get("task")
     if task not in kinds:
-        raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(kinds)}.")
+        near = did_you_mean(str(task), kinds)
+        raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(kinds)}.{near}")
     return kinds[task]
 
 
@@ -73,6 +61,22 @@ def check_config(raw: dict[str, Any], kind: type[AnyOptions], source: str) -> An
     except ValidationError as error:
         faults: list[str] = [f"  {_fault(raw, kind, dict(e))}" for e in error.errors()]
         raise ConfigError("\n".join([f"config {source}: {len(faults)} option(s) wrong.", *faults])) from None
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """What the YAML file says. Raises ConfigError if it cannot be read, or is no mapping."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config {path}: no such file.") from None
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}: not valid YAML.\n{error}") from None
+    if not isinstance(raw, dict):
+        what = "is empty" if raw is None else f"expected a mapping of options, got {type(raw).__name__}"
+        raise ConfigError(f"config {path}: {what}.\nWrite one with `dpt-hpc config init pretrain --out FILE`.")
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -109,7 +113,9 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
         given = f"is {error['ctx']['tag']!r}" if error["type"] == "union_tag_invalid" else "is not given"
         tag = error["ctx"]["discriminator"].strip("'")
-        return f"{name}.{tag}: {given}; expected {' or '.join(_tags(_annotation(kind, location)))}."
+        tags = _tags(_annotation(kind, location))
+        hint = did_you_mean(str(error["ctx"].get("tag", "")), tags)
+        return f"{name}.{tag}: {given}; expected {' or '.join(tags)}.{hint}"
     if error["type"] == "missing":
         return f"{name}: required, but not given."
     if error["type"] == "model_attributes_type":
@@ -119,6 +125,9 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
         meant = " or ".join(f"{name}.{key}={tag}" for tag in tags)
         return f"{name}: a group of options, got {error['input']!r}; did you mean {meant}?"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "literal_error":
+        hint = did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        return f"{name}: {message}; got {error['input']!r}.{hint}"
     if not name:  # a fault of several options together names them itself
         return f"{message}."
     return f"{name}: {message}." if error["type"] == "value_error" else f"{name}: {message}; got {error['input']!r}."

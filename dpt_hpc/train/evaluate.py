@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dpt_hpc.data.progress import Progress
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import DataError
@@ -30,12 +31,14 @@ def evaluate_checkpoint(
     target: str | None = None,
     out: Path | None = None,
     allow_unknown_elements: bool = False,
+    quiet: bool = True,
 ) -> dict[str, float]:
     """Mean absolute errors of a checkpoint over all structures of `data`; with `out`, predictions beside them.
 
     What is compared is what the network was trained on: energy, forces and stress, noise, or its property. target: the
-    property's name in `data`, if it is another one there. Raises DataError for labels that the data do not have, for
-    elements that the network was not trained on (unless they are allowed), and for an `out` that is not empty.
+    property's name in `data`, if it is another one there. quiet: say nothing of how far it is.
+    Raises DataError for labels that the data do not have, for elements that the network was not trained on (unless
+    they are allowed), and for an `out` that is not empty.
     """
     if out is not None and out.exists() and any(out.iterdir()):
         raise DataError(f"--out {out}: is not empty.\nName a new directory.")
@@ -79,11 +82,13 @@ def evaluate_checkpoint(
     )
     store = store_for(dataset, config.data, next(model.parameters()).dtype, target, Ranks())
     source = Data(store, Split(everything, everything, everything), engine.device)
-    scoring = Scoring(objective, engine, source, config.training.evaluation_batch_size)
+    progress = Progress(len(dataset) * (1 if out is None else 2), quiet=quiet)
+    scoring = Scoring(objective, engine, source, config.training.evaluation_batch_size, progress=progress)
     errors = evaluate(scoring, everything)
     del errors["loss"]  # its weights are a matter of training
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_predictions(out / "predictions_test.npz", scoring, everything)
         write_json(out / "results.json", {"task": "evaluate", "checkpoint": checkpoint, "data": data, "test": errors})
+    progress.close()
     return errors

@@ -14,7 +14,7 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split, split_dataset, thin
 from dpt_hpc.data.statistics import EDGE_MAX_NEIGHBORS
 from dpt_hpc.data.tables import Indices
-from dpt_hpc.errors import DataError
+from dpt_hpc.errors import DataError, did_you_mean
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.config import (
     DenoisingOptions,
@@ -122,6 +122,7 @@ def target_values(dataset: Dataset, target: str) -> NDArray[np.float64]:
         raise DataError(
             f"objective.target is {target!r}, but the dataset has "
             f"{', '.join(dataset.property_names) or 'no properties'}.\nSet objective.target to one of them."
+            + did_you_mean(target, dataset.property_names)
         )
     return dataset.property_values(target)
 

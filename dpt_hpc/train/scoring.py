@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpt_hpc.data.group import agree
+from dpt_hpc.data.progress import Progress
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import EnvironmentFault
@@ -50,17 +51,22 @@ class EdgeLimit:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is the same in all evaluations of a network. batch_size, limit: how much it is given at a time."""
+    """What is the same in all evaluations of a network. batch_size, limit: how much it is given at a time.
+    progress: told of every batch."""
 
     objective: Objective
     engine: Engine
     data: Data
     batch_size: int
     limit: EdgeLimit | None = None
+    progress: Progress | None = None
 
     def batches(self, parts: Iterable[Indices]) -> Iterator[Batch]:
         """Those of `parts`, each cut to what a batch may hold."""
-        return self.data.parts(piece for part in parts for piece in cut(part, self.batch_size, self.limit))
+        for batch in self.data.parts(piece for part in parts for piece in cut(part, self.batch_size, self.limit)):
+            yield batch
+            if self.progress is not None:
+                self.progress.reach(self.progress.count + batch.num_structures)
 
     def computed(self, batch: Batch, compute: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
         """`batch` and what `compute` makes of it; of its halves, in their order, where the GPU has no memory for it.

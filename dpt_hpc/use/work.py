@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpt_hpc.data.progress import Progress, count_structures
 from dpt_hpc.errors import ConfigError, DataError
-from dpt_hpc.train.checkpoint import (
-    find_checkpoint,
-    load_card,
-    load_weights,
-    model_files,
-    single_file,
-)
+from dpt_hpc.train.checkpoint import find_checkpoint, model_files, single_file
 from dpt_hpc.train.growing import GrowingArrays
+from dpt_hpc.train.shareable import shareable_model
 from dpt_hpc.use.files import read_structures
 from dpt_hpc.use.model import Model
 from dpt_hpc.use.outputs import check_suffix, writing
-from dpt_hpc.use.progress import Progress, count_structures
 
 Say = Callable[[str], None]
 PIECE = 256
@@ -159,10 +153,7 @@ def export(path: str | Path, out: Path, *, force: bool = False) -> dict[str, Any
     force: write over an earlier export. Raises DataError if there is no model at `path`, ConfigError if `out` is there.
     """
     checkpoint = find_checkpoint(path)
-    card, weights = load_card(checkpoint).shareable(), load_weights(checkpoint)
-    test = _test_errors(checkpoint, card.training.get("epoch"))
-    if test is not None:
-        card = replace(card, training={**card.training, "test": test})
+    card, weights = shareable_model(checkpoint)
     single = out.suffix == ".safetensors"
     files = {out: single_file(card, weights)} if single else {out / n: c for n, c in model_files(card, weights).items()}
     present = [file for file in files if file.exists()]
@@ -183,16 +174,6 @@ def export(path: str | Path, out: Path, *, force: bool = False) -> dict[str, Any
         "network": asdict(card.options)["name"],
         "units": card.units,
     }
-
-
-def _test_errors(checkpoint: Path, epoch: int | None) -> dict[str, float] | None:
-    """Of a concluded run whose best weights these are."""
-    results = checkpoint.parent.parent / "results.json"
-    if checkpoint.is_file() or checkpoint.parent.name != "checkpoints" or not results.is_file():
-        return None
-    found = json.loads(results.read_text())
-    best = (checkpoint.parent / "best").resolve() == checkpoint
-    return found.get("test") if best and epoch in (None, found.get("best_epoch")) else None
 
 
 def _check_new(out: Path, paths: Sequence[str | Path]) -> None:

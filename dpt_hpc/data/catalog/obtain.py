@@ -12,6 +12,7 @@ from typing import Any
 from dpt_hpc.data.catalog.entries import Entry, OtherForm, RawFile
 from dpt_hpc.data.ingest import IngestReport, ingest
 from dpt_hpc.data.manifest import MANIFEST_NAME, Manifest, sha256_of, write_atomically
+from dpt_hpc.data.progress import IngestProgress
 from dpt_hpc.errors import ConfigError, DataError
 
 Say = Callable[[str], None]
@@ -112,12 +113,14 @@ def _called(name: str, folder: Path) -> Iterator[Path]:
             yield Path(place) / name
 
 
-def get_dataset(entry: Entry, out: Path, sources: Sources, say: Say, *, raw: bool = False) -> IngestReport | None:
+def get_dataset(
+    entry: Entry, out: Path, sources: Sources, say: Say, *, raw: bool = False, quiet: bool = True
+) -> IngestReport | None:
     """Make the dataset `out`/NAME of the files of `entry`; with `raw`, only put the files into `out`/raw/NAME.
 
     Files are downloaded to that folder, and read where a mirror has them. The dataset's provenance then has licence,
-    citation, addresses and digests. Returns None where nothing was ingested. Raises as `obtain` and `ingest` do, and
-    DataError if `out`/NAME is a dataset of something else.
+    citation, addresses and digests. quiet: do not say how far the ingest is. Returns None where nothing was ingested.
+    Raises as `obtain` and `ingest` do, and DataError if `out`/NAME is a dataset of something else.
     """
     target, folder = out / entry.name, out / RAW / entry.name
     options = entry.options
@@ -133,7 +136,9 @@ def get_dataset(entry: Entry, out: Path, sources: Sources, say: Say, *, raw: boo
         say(f"{folder}: {len(found)} file{'s' if len(found) > 1 else ''}")
         report = None
     else:
-        report = ingest([one.path for one in found], target, options, origin=origin(entry, found))
+        paths = [one.path for one in found]
+        with IngestProgress(paths, options.format if options else None, total=entry.records, quiet=quiet) as progress:
+            report = ingest(paths, target, options, progress.told, origin=origin(entry, found))
     say(f"licence: {entry.licence}")
     say(f"cite: {entry.reference}")
     return report

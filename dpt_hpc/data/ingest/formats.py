@@ -24,7 +24,7 @@ from dpt_hpc.data.ingest.units import (
     STRESS_UNITS,
     Units,
 )
-from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.errors import ConfigError, DataError, did_you_mean
 
 Reader = Callable[[Path, IngestOptions], Iterator[Record | Broken]]
 
@@ -127,7 +127,8 @@ def resolve_units(name: str, options: IngestOptions) -> Units:
     ):
         value = getattr(options, option)
         if value is not None and value not in known:
-            raise ConfigError(f"--{option.replace('_', '-')} is {value!r}, expected one of {', '.join(known)}.")
+            near = did_you_mean(value, known)
+            raise ConfigError(f"--{option.replace('_', '-')} is {value!r}, expected one of {', '.join(known)}.{near}")
         chosen[option] = value or getattr(default, option)
     return Units(**chosen)
 

@@ -26,7 +26,7 @@ from dpt_hpc.data.ingest.sources import find_sources
 from dpt_hpc.data.ingest.units import Units, contradiction, convert
 from dpt_hpc.data.manifest import sha256_of
 from dpt_hpc.data.writing import claim_directory, write_dataset
-from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.errors import ConfigError, DataError, did_you_mean
 from dpt_hpc.structure import GPA_PER_EV_A3, SYMBOLS, Structure
 
 Progress = Callable[[SourceReport], None] | None
@@ -94,7 +94,8 @@ def ingest(
 
 def _check_options(options: IngestOptions) -> None:
     if options.format is not None and options.format not in FORMATS:
-        raise ConfigError(f"--format is {options.format!r}, expected one of {', '.join(FORMATS)}.")
+        near = did_you_mean(options.format, FORMATS)
+        raise ConfigError(f"--format is {options.format!r}, expected one of {', '.join(FORMATS)}.{near}")
     if options.stride < 1:
         raise ConfigError(f"--stride is {options.stride}, expected 1 or more.")
     for name, unit in options.targets.items():
@@ -104,7 +105,8 @@ def _check_options(options: IngestOptions) -> None:
             )
     known = {"energy", "forces", "stress", *options.targets}
     if unknown := [name for name in options.require if name not in known]:
-        raise ConfigError(f"--require names {unknown[0]!r}, expected among {', '.join(sorted(known))}.")
+        near = did_you_mean(unknown[0], known)
+        raise ConfigError(f"--require names {unknown[0]!r}, expected among {', '.join(sorted(known))}.{near}")
 
 
 def _stated(options: IngestOptions) -> dict[str, Any]:

@@ -97,6 +97,17 @@ class IngestReport:
     manifest: Manifest
     left_out: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "out": str(self.out),
+            "digest": self.manifest.digest,
+            "structures": self.manifest.num_structures,
+            "atoms": self.manifest.num_atoms,
+            "sources": [source.summary() for source in self.sources],
+            "left_out": self.left_out,
+        }
+
     def lines(self) -> list[str]:
         """For the terminal."""
         size = sum(shard.num_bytes for shard in self.manifest.shards)
