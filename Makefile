@@ -37,7 +37,7 @@ ifneq (cuda=$(DPT_HPC_CUDA),$(shell cat $(KERNELS) 2>/dev/null))
 $(KERNELS): again
 endif
 
-.PHONY: help quickstart test setup pyg slurm mpich bench lint format cuda cudatorch clean again
+.PHONY: help quickstart test setup pyg slurm mpich browser bench lint format cuda cudatorch clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,14 @@ slurm: ## Slurm and munge for the tests of launch/slurm.sbatch (Debian and Ubunt
 
 mpich: setup ## MPICH for the tests of its mpiexec, in a folder of its own beside Open MPI
 	@test -x $(VENV)/mpich/bin/mpiexec || $(BIN)/pip install -qq --no-deps --ignore-installed --prefix $(VENV)/mpich mpich
+
+browser: setup ## Chromium for the tests of report and live view (Debian and Ubuntu; asks for root only if it is missing)
+	@$(BIN)/pip install -qq --group browser
+	@command -v chromium >/dev/null || { \
+	  echo "== Chromium for the tests: apt-get install chromium"; \
+	  if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root="sudo -n"; fi; \
+	  $$as_root apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 # The data of ../shared/data where it is there, else what ships with dpt_hpc. One core first, then all of them.
 bench: setup ## the benchmarks, on this machine, beside other packages: tables and a plot in build/bench
