@@ -12,10 +12,16 @@ from dpt_hpc.errors import ConfigError
 PACKAGE = Path(dpt_hpc.__file__).parent
 
 
+def shipped(name: str) -> Path:
+    """A folder that ships with dpt_hpc: inside an installed package, or beside it in a checkout."""
+    beside = PACKAGE.parent / name
+    inside = PACKAGE / ("job_files" if name == "launch" else name)  # launch is a module there
+    return inside if inside.is_dir() else beside
+
+
 def configs() -> Path:
-    """The presets: inside an installed package, or beside it in a checkout."""
-    installed = PACKAGE / "configs"
-    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+    """The presets."""
+    return shipped("configs")
 
 
 def run_quickstart(out: Path, say: Callable[[str], None], run: Callable[[Sequence[str]], None]) -> None:

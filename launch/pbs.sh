@@ -18,6 +18,7 @@ set -uo pipefail
 cd "${PBS_O_WORKDIR:-.}" || exit 4
 
 export SITE=${SITE:-launch/site.sh}        # modules, proxies, fabric variables: sourced if it is there
+LAUNCH=${LAUNCH:-launch}                   # where mpirun.sh is
 export PYTHON=${PYTHON:-.venv/bin/python}  # of the environment that dpt_hpc is installed in
 export MPIRUN=${MPIEXEC:-mpiexec}          # of the MPI that mpi4py is linked against
 WALL_SECONDS=${WALL_SECONDS:-}             # save after so many seconds; else 180 before the wall time that PBS tells
@@ -53,7 +54,7 @@ told=
 time_is_over=
 trap 'told=yes; time_is_over=yes; [ -z "$step" ] || kill -USR1 "$step"' USR1
 trap 'told=yes; [ -z "$step" ] || kill -USR1 "$step"' TERM
-RANKS=$ranks HOSTS=$PBS_NODEFILE launch/mpirun.sh "$CONFIG" "${arguments[@]}" &
+RANKS=$ranks HOSTS=$PBS_NODEFILE bash "$LAUNCH/mpirun.sh" "$CONFIG" "${arguments[@]}" &
 step=$!
 (
   trap 'kill $!' TERM

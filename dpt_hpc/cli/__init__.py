@@ -5,7 +5,7 @@ A verb is a function of one of these modules; `--help` lists them in the order o
 
 from dpt_hpc.cli.app import app, run_command_line
 
-from dpt_hpc.cli import data, datasets, config, training, suite, use, jobs, showing  # isort: skip  # noqa: F401
+from dpt_hpc.cli import data, datasets, config, job, training, suite, use, jobs, showing  # isort: skip  # noqa: F401
 
 __all__ = ["app", "main", "run_command_line"]
 

@@ -30,7 +30,7 @@ JOURNEY = {
     "Measure": ("bench",),
 }
 """The verbs as `--help` lists them: in the order in which a user meets them."""
-EXIT_WRONG_USE, EXIT_INTERRUPTED = 2, 130
+EXIT_WRONG_USE = 2
 
 
 class Journey(TyperGroup):
@@ -129,7 +129,7 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         if as_json and end.code == EXIT_WRONG_USE:  # its words are on stderr; scripts look at stdout
             _print_error("UsageError", _said(end.__context__), EXIT_WRONG_USE)
-        if end.code == EXIT_INTERRUPTED:
+        if end.code == signals.EXIT_INTERRUPTED:
             print("interrupted", file=sys.stderr)
         if end.code:
             raise
@@ -154,6 +154,8 @@ def run_command_line(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+    finally:
+        signals.leave_interrupt()
 
 
 def _fail(error: DptError, code: int, *, as_json: bool, silent: bool = False) -> NoReturn:

@@ -7,21 +7,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from dpt_hpc.data.split import Split
 from dpt_hpc.doctor import files, machine, network
 from dpt_hpc.doctor.finding import Finding, check, ok
 from dpt_hpc.doctor.parity import parity
+from dpt_hpc.doctor.throwaway import throwaway_trainer
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
-from dpt_hpc.train.data import open_dataset, share_split
 from dpt_hpc.train.deepspeed_options import stale_build_locks
 from dpt_hpc.train.engine import choose_device
 from dpt_hpc.train.loop import Trainer
-from dpt_hpc.train.objective import build_network
 from dpt_hpc.train.ranks import Ranks
-from dpt_hpc.train.run import Run
 
 LIMIT = 300.0
 """Seconds for one check."""
@@ -48,6 +42,11 @@ def examine(config: PretrainConfig | FinetuneConfig, ranks: Ranks, limit: float 
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def checkpoint_bytes(config: PretrainConfig | FinetuneConfig, weights: int) -> int:
+    """What the checkpoints of a run with so many weights take at the most."""
+    return (config.checkpoint.keep + COPIES) * max(BYTES_PER_WEIGHT * weights, files.BLOCK // 64)
+
+
 def _findings(
     config: PretrainConfig | FinetuneConfig, ranks: Ranks, run_dir: Path, scratch: Path, limit: float
 ) -> Iterator[Finding]:
@@ -72,7 +71,7 @@ def _findings(
     yield each("all-reduce", lambda: network.all_reduce(ranks, choose_device(config.engine, ranks.world)))
     yield each("one-sided get", lambda: network.one_sided_get(config, ranks))
     weights = sum(p.numel() for p in held[0].objective.parameters()) if held else 0
-    need = (config.checkpoint.keep + COPIES) * max(BYTES_PER_WEIGHT * weights, files.BLOCK // 64)
+    need = checkpoint_bytes(config, weights)
     directory = each("run directory", lambda: files.run_directory(run_dir, scratch, need, ranks))
     yield directory
     if started.status == "bad":
@@ -94,22 +93,9 @@ def _build_locks() -> Finding:
 
 def _start(config: PretrainConfig | FinetuneConfig, ranks: Ranks, scratch: Path, held: list[Trainer]) -> Finding:
     """A trainer on a handful of the config's structures, into `held`. Collective."""
-    options = config.model_dump()
     size = min(max(STRUCTURES_OF_A_RANK * ranks.size, 4), STRUCTURES_AT_MOST)
-    options["training"] |= {"batch_size": size, "evaluation_batch_size": size}
-    options["run_dir"] = str(scratch)
-    # A few structures: nothing is to be copied or kept for them; and every shard is hashed when the run begins.
-    options["data"] |= {"stage": None} | ({"store": "disk"} if options["data"]["store"] == "auto" else {})
-    small = type(config).model_validate(options)
-    seed = small.seed if isinstance(small, PretrainConfig) else small.seeds[0]
-    run = Run(small, seed, scratch, ranks, resume=False, quiet=True)
-    dataset = open_dataset(small.data, ranks, verify=False)
-    split = share_split(dataset, small.data, small.objective, seed, ranks)
-    # Spread over the whole: structures of one source lie side by side.
-    few = split.train[np.linspace(0, len(split.train) - 1, min(size, len(split.train))).astype(np.int64)]
-    torch.manual_seed(seed)
-    model = build_network(small.model, small.objective)
-    trainer = run.trainer(dataset, Split(few, split.validation[:1], split.test[:0]), model, {})
+    # Every shard is hashed when the run begins.
+    trainer, _, _ = throwaway_trainer(config, ranks, scratch, structures=size, batch_size=size)
     held.append(trainer)
     weights = sum(p.numel() for p in trainer.objective.parameters())
     return ok(

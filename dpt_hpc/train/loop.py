@@ -115,7 +115,7 @@ class Trainer:
             self._finish_saving()
             raise Interrupted(
                 f"{stop}: all is saved up to step {self.step}.\n"
-                f"Go on with --resume: exit code {stop.exit_code} asks for it."
+                f"{signals.how_to_go_on(stop.exit_code)}"
             ) from None
         finally:
             self.writer.wait()  # whatever ends the run, the checkpoint in flight is not lost

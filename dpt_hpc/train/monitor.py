@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from dpt_hpc.train.durable import publish_file
+from dpt_hpc.train.job import job_end, told_end
 
 SECONDS_BETWEEN_FLUSHES = 1.0
 PACKAGES = ("dpt-hpc", "torch", "numpy", "h5py", "deepspeed", "mpi4py", "safetensors")
@@ -154,13 +155,12 @@ class Monitor:
         self.say(f"epoch {epoch}/{epochs} | validation {errors}{speed}")
 
     def finish(self, step: int) -> str:
-        """How long the run will go on, and the clock time of its end."""
+        """How long the run will go on, the clock time of its end, and whether the job lasts until then."""
         done = step - self._first_step
         if not done:
             return ""
         seconds = (time.monotonic() - self._started) / done * (self.total_steps - step)
-        end = datetime.now(timezone.utc).astimezone() + timedelta(seconds=seconds)
-        return f"ETA {timedelta(seconds=round(seconds))} ({end:%a %H:%M})"
+        return f"ETA {timedelta(seconds=round(seconds))}{told_end(seconds, job_end())}"
 
     def _write(self, record: Mapping[str, Any], step: int, flush: bool) -> None:
         if self._log is None:
