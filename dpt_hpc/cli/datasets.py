@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from dpt_hpc.cli.app import Json, Quiet, app, console, one_of, print_json
-from dpt_hpc.data.manifest import write_atomically
 from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.quickstart import PACKAGE
 
 if TYPE_CHECKING:
     from dpt_hpc.data.progress import Progress
@@ -28,10 +29,9 @@ app.add_typer(data, name="data")
 
 
 def _names(incomplete: str) -> list[str]:
-    """Names of the catalog, for the shell's completion."""
-    from dpt_hpc.data.catalog.entries import Catalog
-
-    return [entry.name for entry in Catalog.read() if entry.name.startswith(incomplete)]
+    """Names of the catalog for the shell's completion, which does not wait for torch."""
+    entries = yaml.safe_load((PACKAGE / "data" / "catalog" / "datasets.yaml").read_text(encoding="utf-8"))
+    return [entry["name"] for entry in entries if entry["name"].startswith(incomplete)]
 
 
 CatalogFile = Annotated[Path | None, typer.Option("--catalog", help="Another catalog of the same form.")]
@@ -171,6 +171,7 @@ def leaks(
 ) -> None:
     """Structures of downstream datasets that a pre-training dataset holds: tests on them would flatter."""
     from dpt_hpc.data.leaks import find_leaks, leaks_as_json, part_tested_by, to_exclude
+    from dpt_hpc.data.manifest import write_atomically
     from dpt_hpc.data.progress import Progress
     from dpt_hpc.data.shards import Dataset
 
