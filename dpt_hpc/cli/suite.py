@@ -19,7 +19,9 @@ def suite(
     run_dir: Annotated[str | None, typer.Option(help="Instead of the file's run_dir.")] = None,
     status: Annotated[bool, typer.Option("--status", help="Tell what is done, running and missing.")] = False,
     tables: Annotated[bool, typer.Option("--tables", help="Run nothing; write the tables of what is there.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Directory of the tables; else RUN_DIR/tables.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the tables, or of the records; else RUN_DIR/tables.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

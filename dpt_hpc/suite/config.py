@@ -105,6 +105,9 @@ class SuiteConfig(Options):
     cells: tuple[Block, ...] = Field(min_length=1)
     """In the order in which they are run; a pre-training runs before the first cell that needs it."""
     figures: dict[str, Figure] = Field({})
+    records: str | None = None
+    """A directory, from that of the suite's file, of what was run already, here or elsewhere: cells/ and weights/ of
+    its pre-trainings. What is in it is not run again."""
     leaks: str | None = None
     """What `dpt-hpc data leaks --out` wrote, from the directory of the suite's file: the tables then tell how many
     structures of each fine-tuning set are in the pre-training set, too."""

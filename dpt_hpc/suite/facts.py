@@ -1,10 +1,11 @@
-"""What the finished runs of a cell say of themselves, and whether they agree: never what its config says now."""
+"""What the finished runs of a cell, here or recorded, say of themselves, and whether they agree: never what its config
+says now."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,41 +13,68 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from dpt_hpc.errors import DataError
 from dpt_hpc.suite.plan import FinetuneCell, PretrainCell
-from dpt_hpc.suite.weights import UNRECORDED, began_from, fault_of
+from dpt_hpc.suite.records import FREE, pretraining_record, without_roots
+from dpt_hpc.suite.weights import UNRECORDED, began_from, fault_of, finetuning_record
 from dpt_hpc.suite.work import Unit, units_of
-from dpt_hpc.train.run import finished_to
-from dpt_hpc.train.run_dir import changed_options
+from dpt_hpc.train.checkpoint import weights_digest
+from dpt_hpc.train.run_dir import changed_options, read_settings
 
 SUMMED_UP = ("git", "device", "split", "parameters")
 """Facts of run.json that a cell's file keeps."""
 
-FREE = (
-    "run_dir",
-    "compat",
-    "pretrained",
-    "seeds",
-    "data.path",
-    "data.store",
-    "data.memory",
-    "data.stage",
-    "training.evaluation_batch_size",
-    "training.edge_budget",
-    "training.grad_accumulation",
-    "checkpoint.",
-    "engine.",
-)
-"""Options in which an adopted run may differ from its cell without a word: they change no number, or are told in
-another way (data by digest, weights by digest, seeds one by one; compat stands for options that are compared)."""
-
 
 def facts_of(cell: PretrainCell | FinetuneCell) -> dict[str, Any]:
-    """All that is to be kept of a cell's finished runs; {} if there are none. faults: why they are no result."""
-    done = [unit for unit in units_of(cell) if finished_to(unit.path, cell.config.training.epochs)]
+    """All that is to be kept of a cell: of its finished runs, and of its record; {} if there are none.
+
+    faults: why they are no result. A pre-training that was run here is what counts; seeds of a fine-tuning are joined.
+    """
+    here = _run_here(cell)
+    if isinstance(cell, PretrainCell):
+        return here or pretraining_record(cell)[0] or {}
+    record, _ = finetuning_record(cell)
+    return _joined(cell, here, record) if record else here
+
+
+def unused_record(cell: PretrainCell | FinetuneCell) -> str | None:
+    """Why the record of a cell says nothing of it; None where it does, or is not needed, or is not there."""
+    if isinstance(cell, FinetuneCell):
+        return finetuning_record(cell)[1]
+    return None if _run_here(cell) else pretraining_record(cell)[1]
+
+
+def _joined(cell: FinetuneCell, here: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a fine-tuning of which some seeds were run here and some elsewhere, those of the first seed for all."""
+    planned = [str(seed) for seed in cell.config.seeds]
+    sides = [side for side in (here, record) if side]
+    whose = {seed: next((s for s in sides if seed in s["test_mae"]), None) for seed in planned}
+    found = {seed: side for seed, side in whose.items() if side is not None}
+    if not found:
+        return here
+    seconds = {id(side): dict(zip(side["test_mae"], side["wall_seconds"], strict=False)) for side in sides}
+    return {
+        **next(iter(found.values())),
+        "command": record["command"] or cell.command,
+        "pretrained_sha256": record["pretrained_sha256"] or (here and here["pretrained_sha256"]) or None,
+        "wall_seconds": [seconds[id(side)].get(seed) for seed, side in found.items()],
+        "other_options": [],
+        "faults": here["faults"] if here else [],
+        "notes": list(dict.fromkeys(note for side in sides for note in side["notes"])),
+        "unit": (here and here["unit"]) or record["unit"],
+        "test_mae": {seed: side["test_mae"][seed] for seed, side in found.items()},
+        "best_epoch": {seed: side["best_epoch"][seed] for seed, side in found.items()},
+    }
+
+
+def _run_here(cell: PretrainCell | FinetuneCell) -> dict[str, Any]:
+    """The facts of a cell's finished runs in the run directory; {} if there are none."""
+    done = [unit for unit in units_of(cell) if unit.ended]
     if not done:
         return {}
     runs = [(read_json(unit.path / "run.json"), read_json(unit.path / "results.json")) for unit in done]
-    options = [changed_options(cell.config, unit.path / "config.yaml", free=FREE) for unit in done]
+    written = [read_settings(unit.path / "config.yaml") for unit in done]
+    options = [changed_options(cell.config, settings, free=FREE) for settings in written]
     first, results = runs[0]
     settings = _settings(cell, done[0].path / "config.yaml")
     common: dict[str, Any] = {
@@ -66,6 +94,8 @@ def facts_of(cell: PretrainCell | FinetuneCell) -> dict[str, Any]:
     }
     if isinstance(cell, PretrainCell):
         kept = {name: results.get(name) for name in ("objective", "best_epoch", "validation", "test")}
+        with suppress(DataError):  # its checkpoints were deleted: nothing can begin from it
+            kept["weights_sha256"] = weights_digest(cell.path)
         return {"pretraining": cell.name, **common, **kept}
     digests = [tuple(source["digest"] for source in run["dataset"]) for run, _ in runs]
     faults = _differing("datasets", done, digests) + _differing("options", done, map(tuple, options))
@@ -130,16 +160,8 @@ def _settings(cell: PretrainCell | FinetuneCell, path: Path) -> dict[str, Any]:
     with suppress(ValidationError):  # of another version: kept as it is
         raw = type(cell.config).model_validate(raw).model_dump(mode="json")
     raw.pop("run_dir", None)
-    found: dict[str, Any] = _without_roots(raw)
+    found: dict[str, Any] = without_roots(raw)
     return found
-
-
-def _without_roots(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_roots(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_roots(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _without_folders(word: str) -> str:

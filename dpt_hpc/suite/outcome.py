@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,23 +23,24 @@ from dpt_hpc.report.table_files import write_tables
 from dpt_hpc.report.tables import Column, Result, Row, Table
 from dpt_hpc.report.wording import NO_BREAK, count, weights_ratio
 from dpt_hpc.suite.config import BASELINE
-from dpt_hpc.suite.facts import facts_of, plain, read_json, unit_of
+from dpt_hpc.suite.facts import facts_of, plain, read_json, unit_of, unused_record
 from dpt_hpc.suite.leaks import leaks_in
 from dpt_hpc.suite.plan import FinetuneCell, Plan, Start
+from dpt_hpc.suite.weights import keep_weights
 from dpt_hpc.suite.work import units_of
 from dpt_hpc.train.compat import departures
 from dpt_hpc.train.monitor import write_json
 
 HEADER = """# Fine-tuning after pre-training
 
-Written from the run directories by
+Written from run directories and records by
 
     {command}
 
-Every number is that of a run whose settings, seeds, data and recorded command are in `cells/`; the commands below make
-the same runs anew. The paper (Jia et al., Digital Discovery 2024, 3, 586) pre-trained on 187,687 structures (denoising
-on 62,783), these rows on as many as their column says: compare improvements with its, not errors. Its baselines compare
-directly, but for what a table says it differs in."""
+Every number is that of a run whose settings, seeds, data and recorded command are in `{cells}/`; the commands below
+make the same runs anew. The paper (Jia et al., Digital Discovery 2024, 3, 586) pre-trained on 187,687 structures
+(denoising on 62,783), these rows on as many as their column says: compare improvements with its, not errors. Its
+baselines compare directly, but for what a table says it differs in."""
 
 
 UNCHANGED_TRANSFER = {"freeze": None, "reset": None, "layer_decay": 1.0, "head_learning_rate": None}
@@ -46,22 +48,35 @@ UNCHANGED_TRANSFER = {"freeze": None, "reset": None, "layer_decay": 1.0, "head_l
 
 
 def write_outcome(plan: Plan, out: Path, command: str) -> list[Path]:
-    """Write tables.md, tables.csv, tables.json, cells/ and figures of what is there of `plan`; returns the paths."""
+    """Write tables.md, tables.csv, tables.json and figures of what is there or recorded of `plan`; returns the paths.
+
+    The facts of every cell go into cells/ beside them; where `out` is the directory of the suite's records or below it,
+    into the records, and so do the weights of the pre-trainings that were run here.
+    """
     from dpt_hpc.report.curves import draw_curves  # matplotlib: half a second that a status need not pay
 
+    kept = plan.records if plan.records is not None and _within(out, plan.records) else None
+    cells = (kept or out) / "cells"
     tables = tables_of(plan)
-    written = write_tables(tables, out, header=HEADER.format(command=plain(command)))
+    header = HEADER.format(command=plain(command), cells=os.path.relpath(cells, out))
+    written = write_tables(tables, out, header=header)
     for name, figure in plan.figures.items():
         table = next((t for t in tables if (t.network, t.pooling) == (figure.network, figure.pooling)), None)
         drawn = table and draw_curves(table, figure.lines, figure.x, out / f"{name}.png")
         written += [drawn] if drawn else []
-    for cell in plan.order:
-        if content := facts_of(cell):
-            file = out / "cells" / f"{cell.path.relative_to(plan.run_dir)}.json"
+    contents = {cell: facts_of(cell) for cell in plan.order}  # before any is written: one says which fits another
+    written += keep_weights(plan) if kept is not None else []
+    for cell, content in contents.items():
+        if content:
+            file = cells / f"{cell.path.relative_to(plan.run_dir)}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, content)
             written.append(file)
     return written
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def tables_of(plan: Plan) -> list[Table]:
@@ -88,6 +103,9 @@ def _table(
         if cell.dataset not in columns or columns[cell.dataset].structures is None:
             columns[cell.dataset] = column
         rows.setdefault(cell.start.name, []).append(cell)
+    for cell in against:
+        if cell.dataset in columns and columns[cell.dataset].structures is None:
+            columns[cell.dataset] = _column(cell)
     model = cells[0].config.model.name
     paper = TABLES.get((model, pooling))
     number = int(paper[0]) if paper else None
@@ -122,8 +140,10 @@ def _departures(cells: list[FinetuneCell]) -> list[str]:
 def _column(cell: FinetuneCell) -> Column:
     known = paper_set(cell.dataset)
     title = known.column if known is not None else cell.dataset
-    structures = [source["structures"] for source in _first_facts(cell).get("dataset", [])]
-    return Column(cell.dataset, title, unit_of(cell), sum(structures) or None)
+    facts = facts_of(cell) or _first_facts(cell)
+    structures = [source["structures"] for source in facts.get("dataset", [])]
+    unit = facts.get("unit") or unit_of(cell) or (known.unit if known is not None else "")
+    return Column(cell.dataset, title, unit, sum(structures) or None)
 
 
 def _row(cells: list[FinetuneCell], columns: Mapping[str, Column], references: dict[str, Any]) -> Row:
@@ -132,13 +152,18 @@ def _row(cells: list[FinetuneCell], columns: Mapping[str, Column], references: d
     pretraining = facts_of(start.cell) if start.cell is not None else {}
     results = {}
     for cell in cells:
-        if cell.dataset in columns and (facts := facts_of(cell)):
+        facts, unused = facts_of(cell), unused_record(cell)
+        if unused and not facts:
+            results[cell.dataset] = Result({}, len(cell.config.seeds), notes=(unused,))
+        if facts:
+            facts["notes"] = [*facts["notes"], *([unused] if unused else [])]
             sources = [source["digest"] for source in facts["dataset"]], facts["config"].get("data", {}).get("split")
             if not facts["faults"] and sources != references.setdefault(cell.dataset, sources):
                 facts["faults"].append("its data or their split are not those of the rows above")
             results[cell.dataset] = _result(cell, facts, pretraining)
+    unused = unused_record(start.cell) if start.cell is not None else None
     if start.cell is None or not pretraining:
-        return Row(start.name, label_of(start), results)
+        return Row(start.name, label_of(start), results, notes=(unused,) if unused else ())
     notes = [f"pre-trained with other options than configured: {o}" for o in pretraining["other_options"]]
     names = [source["name"] for source in pretraining["dataset"]]
     if names != [Path(path).name for path in start.cell.config.data.path]:

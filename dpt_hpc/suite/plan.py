@@ -31,6 +31,8 @@ class PretrainCell:
     path: Path
     config: PretrainConfig
     command: str
+    record: Path | None = None
+    """The file of its results among the suite's records, there or not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class Start:
     cell: PretrainCell | None = None
     epochs: int | None = None
     label: str | None = None
+    weights: Path | None = None
+    """The file of its weights among the suite's records, there or not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,7 @@ class FinetuneCell:
     path: Path
     config: FinetuneConfig
     command: str
+    record: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Plan:
 
     cells: fine-tunings in their order. starts: of every network, by their names. against: whose baseline a network's
     improvements are over, where it is not its own. leaks: a file of what fine-tuning and pre-training sets share.
+    records: the directory of what was run already.
     """
 
     run_dir: Path
@@ -70,6 +76,7 @@ class Plan:
     figures: dict[str, Figure]
     against: dict[str, Against]
     leaks: Path | None
+    records: Path | None = None
 
     @property
     def order(self) -> tuple[PretrainCell | FinetuneCell, ...]:
@@ -90,7 +97,7 @@ def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
     suite = load_suite(path, run_dir)
     folder = Path(path).parent
     runs = {name: _runs(suite, name, network, folder) for name, network in suite.networks.items()}
-    starts = {name: _starts(name, network, runs) for name, network in suite.networks.items()}
+    starts = {name: _starts(suite, name, network, runs, folder) for name, network in suite.networks.items()}
     cells: dict[Path, FinetuneCell] = {}
     for block in suite.cells:
         network = suite.networks[block.network]
@@ -102,7 +109,8 @@ def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
                     cells.setdefault(cell.path, cell)  # named by two blocks, it is run at its first place
     against = {name: network.against for name, network in suite.networks.items() if network.against is not None}
     leaks = None if suite.leaks is None else folder / suite.leaks
-    return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures, against, leaks)
+    records = None if suite.records is None else Path(_near(folder / suite.records))
+    return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures, against, leaks, records)
 
 
 def _runs(suite: SuiteConfig, name: str, network: Network, folder: Path) -> dict[str, PretrainCell]:
@@ -114,15 +122,21 @@ def _runs(suite: SuiteConfig, name: str, network: Network, folder: Path) -> dict
             changes = overrides(network.set, network.set_pretraining, pretraining.set, {"run_dir": directory})
             file = _near(folder / pretraining.config)
             config = load_config(file, PretrainConfig, _words(changes))
-            found[key] = PretrainCell(name, key, Path(directory), config, _command("pretrain", file, changes))
+            command = _command("pretrain", file, changes)
+            record = _record(suite, folder, f"cells/{name}/pretrain/{key}.json")
+            found[key] = PretrainCell(name, key, Path(directory), config, command, record)
     return found
 
 
-def _starts(name: str, network: Network, runs: dict[str, dict[str, PretrainCell]]) -> dict[str, Start]:
+def _starts(
+    suite: SuiteConfig, name: str, network: Network, runs: dict[str, dict[str, PretrainCell]], folder: Path
+) -> dict[str, Start]:
     found = {BASELINE: Start(BASELINE)}
     for key, pretraining in network.pretrainings.items():
         other, whole = whole_of(name, pretraining.of or key)
-        found[key] = Start(key, runs[other][whole], pretraining.epochs, pretraining.label)
+        part = "" if pretraining.epochs is None else f"_first_{pretraining.epochs}"
+        weights = _record(suite, folder, f"weights/{other}/{whole}{part}.safetensors")
+        found[key] = Start(key, runs[other][whole], pretraining.epochs, pretraining.label, weights)
     return found
 
 
@@ -131,7 +145,8 @@ def _finetune_cell(
 ) -> FinetuneCell:
     network = suite.networks[name]
     recipe: Recipe = network.datasets[dataset]
-    directory = f"{suite.run_dir}/{name}/{pooling}/{start.name}/{dataset}"
+    place = f"{name}/{pooling}/{start.name}/{dataset}"
+    directory = f"{suite.run_dir}/{place}"
     origin: dict[str, object] = {"model.pooling": pooling}
     if start.cell is not None:
         origin["pretrained"] = str(start.cell.path)
@@ -143,7 +158,12 @@ def _finetune_cell(
     file = _near(folder / recipe.config)
     config = load_config(file, FinetuneConfig, _words(changes))
     command = _command("finetune", file, changes)
-    return FinetuneCell(name, pooling, start, dataset, Path(directory), config, command)
+    record = _record(suite, folder, f"cells/{place}.json")
+    return FinetuneCell(name, pooling, start, dataset, Path(directory), config, command, record)
+
+
+def _record(suite: SuiteConfig, folder: Path, place: str) -> Path | None:
+    return None if suite.records is None else Path(_near(folder / suite.records / place))
 
 
 def _near(file: Path) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dpt_hpc.report.wording import duration
+from dpt_hpc.suite.facts import unused_record
 from dpt_hpc.suite.plan import FinetuneCell, Plan, PretrainCell
-from dpt_hpc.suite.work import Unit, units_of
+from dpt_hpc.suite.work import Unit, left_of, units_of
 from dpt_hpc.train.run_lock import holder
 
 Kind = tuple[str, str, int]
@@ -33,9 +34,9 @@ class UnitState:
 
     @property
     def word(self) -> str:
-        """done, running, begun or missing."""
+        """done, recorded, running, begun or missing."""
         if self.finished:
-            return "done"
+            return "done" if self.unit.ended else "recorded"
         return "running" if self.holder is not None else "begun" if self.epoch else "missing"
 
 
@@ -65,15 +66,21 @@ def remaining_seconds(states: list[UnitState]) -> tuple[float, int]:
 def describe(plan: Plan) -> list[str]:
     """The lines of `--status`: a line for each cell, and the sum."""
     states = look(plan)
+    lacking = set(left_of([state.unit for state in states]))
     lines = []
     for cell in plan.order:
         own = [state for state in states if state.unit.cell is cell]
         lines.append(f"{_words(own):24} {cell.path}")
         lines += [f"{'':24} {s.unit.path}: epoch {s.epoch}, {s.holder}" for s in own if s.word == "running"]
         lines += [f"{'':24} {fault.splitlines()[0]}" for s in own if not s.finished and (fault := s.unit.fault)]
-    count = {word: sum(s.word == word for s in states) for word in ("done", "running", "begun", "missing")}
+        if unused := unused_record(cell):
+            lines.append(f"{'':24} {unused}")
+        if lacking & {state.unit for state in own if state.finished}:
+            lines.append(f"{'':24} recorded without its weights: it runs again for the fine-tunings that are left")
+    words = ("done", *(["recorded"] if plan.records else []), "running", "begun", "missing")
+    count = {word: sum(s.word == word for s in states) for word in words}
     lines.append(", ".join(f"{number} {word}" for word, number in count.items()) + f" of {len(states)} runs")
-    if count["done"] < len(states):
+    if not all(state.finished for state in states):
         seconds, unknown = remaining_seconds(states)
         workers = max(count["running"], 1)
         if seconds:
@@ -95,6 +102,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def _look(unit: Unit) -> UnitState:
     finished = unit.finished
+    if finished and not unit.ended:
+        return UnitState(unit, True, unit.cell.config.training.epochs, None, None)
     if finished:
         seconds = json.loads((unit.path / "run.json").read_text()).get("wall_seconds")
         return UnitState(unit, True, unit.cell.config.training.epochs, None, seconds)
@@ -123,8 +132,9 @@ def _words(states: list[UnitState]) -> str:
     if len(states) == 1:
         return states[0].word
     done = sum(state.finished for state in states)
+    recorded = sum(state.word == "recorded" for state in states)
     if done == len(states):
-        return "done"
+        return "recorded" if recorded == done else f"done, {recorded} recorded" if recorded else "done"
     words = {s.word for s in states}
     word = next((w for w in ("running", "begun") if w in words), "missing" if not done else "begun")
     return f"{word}, {done} of {len(states)} seeds"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpt_hpc.errors import DptError, EnvironmentFault
 from dpt_hpc.suite.plan import FinetuneCell, Plan, PretrainCell
-from dpt_hpc.suite.weights import fault_of
+from dpt_hpc.suite.records import pretraining_record
+from dpt_hpc.suite.weights import fault_of, finetuning_record, kept_weights, weights_of
 from dpt_hpc.train import signals
+from dpt_hpc.train.config import FinetuneConfig
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run import finished_to
-from dpt_hpc.train.run_dir import claim_run_dir, save_config
+from dpt_hpc.train.run_dir import FREE_TO_CHANGE, changed_options, claim_run_dir, read_settings, save_config
 from dpt_hpc.train.run_lock import RunLock, holder
 from dpt_hpc.train.signals import Interrupted
 from dpt_hpc.train.world import World, find_world
@@ -42,18 +45,37 @@ class Unit:
 
     @property
     def finished(self) -> bool:
-        """Whether its results are there, and those of what it needs, from whose weights it began."""
+        """Whether its results are there or recorded, and those of what it needs, from whose weights it began."""
         first = self.needs
-        return self._ended and (first is None or first.finished) and self.fault is None
+        return (self.ended and (first is None or first.finished) and self.fault is None) or self.recorded
 
     @property
     def fault(self) -> str | None:
         """Why its results are not those of its cell, and what to do; None where they are, or are not there."""
         cell = self.cell
-        return fault_of(cell, self.path) if isinstance(cell, FinetuneCell) and self._ended else None
+        return fault_of(cell, self.path) if isinstance(cell, FinetuneCell) and self.ended else None
 
     @property
-    def _ended(self) -> bool:
+    def recorded(self) -> bool:
+        """Whether its results are among the suite's records, and not here."""
+        if self.ended:
+            return False
+        if isinstance(self.cell, PretrainCell):
+            return pretraining_record(self.cell)[0] is not None
+        record, _ = finetuning_record(self.cell)
+        return record is not None and str(self.seed) in record["test_mae"]
+
+    @property
+    def waits_for(self) -> Unit | None:
+        """The pre-training whose weights are neither here nor among the records."""
+        first, cell = self.needs, self.cell
+        if first is None or first.ended or not isinstance(cell, FinetuneCell):
+            return None
+        return first if kept_weights(cell.start) is None else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was run to its end here."""
         return finished_to(self.path, self.cell.config.training.epochs)
 
     @property
@@ -68,6 +90,14 @@ def units_of(cell: PretrainCell | FinetuneCell) -> list[Unit]:
     if isinstance(cell, PretrainCell):
         return [Unit(cell)]
     return [Unit(cell, seed) for seed in cell.config.seeds]
+
+
+def left_of(units: Sequence[Unit]) -> list[Unit]:
+    """What is to be run: all that is not finished, and pre-trainings that are recorded without the weights that a
+    fine-tuning is to begin from."""
+    unfinished = {unit for unit in units if not unit.finished}
+    lacking = {unit.waits_for for unit in unfinished}
+    return [unit for unit in units if unit in unfinished or unit in lacking]
 
 
 class CellsFailed(DptError):
@@ -90,14 +120,14 @@ def work(plan: Plan, ranks: Ranks, say: Callable[[str], None], *, quiet: bool = 
     seconds = FIRST_WAIT
     while True:
         _heed_signals()
-        left = [unit for unit in units if not unit.finished]
+        left = left_of(units)
         waiting = False
         for unit in left:
             if unit in failed:
                 continue
-            if unit.needs is not None and not unit.needs.finished:
-                if unit.needs in failed:
-                    failed[unit] = f"its pre-training {unit.needs.path} has failed"
+            if (first := unit.waits_for) is not None:
+                if first in failed:
+                    failed[unit] = f"its pre-training {first.path} has failed"
                 waiting = True
                 continue
             if fault := unit.fault:
@@ -108,7 +138,7 @@ def work(plan: Plan, ranks: Ranks, say: Callable[[str], None], *, quiet: bool = 
                 if not mine:
                     waiting = True
                     continue
-                if unit.finished:
+                if unit.ended:
                     continue
                 say(f"== {unit.path}: {'goes on' if (unit.path / 'config.yaml').exists() else 'begins'}")
                 seconds = FIRST_WAIT
@@ -155,8 +185,9 @@ def _run(unit: Unit, ranks: Ranks, *, quiet: bool) -> str | None:
         if isinstance(cell, PretrainCell):
             pretrain(cell.config, ranks, resume=True, quiet=quiet, command=cell.command)
         elif unit.seed is not None:
-            _open_cell(cell)
-            finetune(cell.config, ranks, resume=True, quiet=quiet, seeds=[unit.seed], command=cell.command)
+            config, command = _beginning(cell)
+            _open_cell(cell, config, unit.path)
+            finetune(config, ranks, resume=True, quiet=quiet, seeds=[unit.seed], command=command)
     except Interrupted:
         raise
     except DptError as error:
@@ -167,14 +198,33 @@ def _run(unit: Unit, ranks: Ranks, *, quiet: bool) -> str | None:
     return None
 
 
-def _open_cell(cell: FinetuneCell) -> None:
-    """Write down what all seeds of a fine-tuning have in common, by whoever comes first."""
+def _beginning(cell: FinetuneCell) -> tuple[FinetuneConfig, str]:
+    """Config and command of a fine-tuning: those planned, or with the recorded weights of its pre-training."""
+    begins = weights_of(cell.start)
+    if begins is None or begins != cell.start.weights:
+        return cell.config, cell.command
+    command = f"{cell.command} --set pretrained={shlex.quote(str(begins))}"
+    if cell.start.epochs is not None:
+        command += " --set pretrained_epochs=null"
+    return cell.config.model_copy(update={"pretrained": str(begins), "pretrained_epochs": None}), command
+
+
+def _open_cell(cell: FinetuneCell, config: FinetuneConfig, seed: Path) -> None:
+    """Write down what all seeds of a fine-tuning have in common, by whoever comes first.
+
+    Where it had begun from the same pre-training in another place, that place is written down anew, for the seed as
+    well: a run goes on from weights of the recorded digest alone.
+    """
     lock = RunLock(cell.path)
     lock.take(cell.config.engine.rank_timeout)
     try:
         if not (cell.path / "config.yaml").exists():
-            save_config(cell.config, cell.path / "config.yaml")
-        claim_run_dir(cell.path, cell.config, resume=True)
+            save_config(config, cell.path / "config.yaml")
+        for file in (cell.path / "config.yaml", seed / "config.yaml"):
+            moved = file.exists() and not changed_options(config, read_settings(file), (*FREE_TO_CHANGE, "pretrained"))
+            if moved and changed_options(config, read_settings(file)):
+                save_config(config, file)
+        claim_run_dir(cell.path, config, resume=True)
     finally:
         lock.release()
 

@@ -201,6 +201,12 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
+def weights_digest(path: str | Path) -> str:
+    """SHA-256 of the weights alone, in the form of a checkpoint's model.safetensors: an exported model has that of the
+    checkpoint which it was made of, whatever its card says. Raises DataError for a damaged file."""
+    return hashlib.sha256(safetensors_bytes(load_weights(path))).hexdigest()
+
+
 def load_model(path: str | Path, dtype: torch.dtype | None = None) -> EnergyModel:
     """The trained network of a checkpoint, run or exported model, in eval mode, on the CPU; with its head, if any.
 

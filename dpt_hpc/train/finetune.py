@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import sys
@@ -17,7 +16,7 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import EnergyModel, ModelOptions, build_model
 from dpt_hpc.structure import SYMBOLS
-from dpt_hpc.train.checkpoint import load_card, load_weights, weights_file
+from dpt_hpc.train.checkpoint import load_card, load_weights, weights_digest
 from dpt_hpc.train.config import FinetuneConfig
 from dpt_hpc.train.data import open_dataset, share_split
 from dpt_hpc.train.monitor import Monitor, write_json
@@ -106,8 +105,7 @@ def finetune(
 
 def describe_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """Where pre-trained weights came from, and their SHA-256."""
-    digest = hashlib.sha256(weights_file(checkpoint).read_bytes()).hexdigest()
-    return {"checkpoint": str(checkpoint), "digest": digest}
+    return {"checkpoint": str(checkpoint), "digest": weights_digest(checkpoint)}
 
 
 @dataclass(frozen=True)

@@ -82,13 +82,17 @@ def save_config(config: RunConfig, path: Path) -> None:
     publish_file(temporary, path)
 
 
-def changed_options(config: RunConfig, path: Path, free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
-    """What computes something else in `config` than in the config.yaml at `path`: "training.batch_size: was 8, now 50".
+def read_settings(path: Path) -> dict[str, Any]:
+    """The config.yaml of a run, as it was written."""
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
-    free: how the names of options begin that may differ. An option that the version which wrote `path` did not have
+
+def changed_options(config: RunConfig, raw: Mapping[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
+    """What computes something else in `config` than in the settings `raw`: "training.batch_size: was 8, now 50".
+
+    free: how the names of options begin that may differ. An option that the version which wrote `raw` did not have
     counts as its default.
     """
-    raw = yaml.safe_load(path.read_text()) or {}
     with suppress(ValidationError):  # of another version: compared as it is
         raw = type(config).model_validate(raw).model_dump(mode="json")
     before, now = _flat(raw), _flat(config.model_dump(mode="json"))
@@ -100,7 +104,7 @@ def changed_options(config: RunConfig, path: Path, free: tuple[str, ...] = FREE_
 
 
 def _check_same_options(config: RunConfig, path: Path) -> None:
-    changed = [f"  {option}" for option in changed_options(config, path)]
+    changed = [f"  {option}" for option in changed_options(config, read_settings(path))]
     if changed:
         raise ConfigError(
             "\n".join([f"run {path.parent}: cannot resume with other options.", *changed])
