@@ -9,17 +9,23 @@ from typing import Annotated
 
 import typer
 
-from dpt_hpc.cli.app import app, console, run_command_line
+from dpt_hpc.cli.app import Json, app, console, print_json, run_command_line
 
 
 @app.command(epilog="Example: `dpt-hpc report runs/baseline runs/finetuned --out report.html`")
 def report(
-    runs: list[Path], out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html")
+    runs: list[Path],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    as_json: Json = False,
 ) -> None:
     """One self-contained HTML page of one or several runs."""
     from dpt_hpc.report import write_report
 
-    console.print(f"wrote {write_report(runs, out)}")
+    page = write_report(runs, out)
+    if as_json:
+        print_json({"out": str(page), "runs": [str(run) for run in runs]})
+    else:
+        console.print(f"wrote {page}", markup=False, soft_wrap=True)
 
 
 @app.command(
