@@ -41,7 +41,7 @@ def unused_record(cell: PretrainCell | FinetuneCell) -> str | None:
     """Why the record of a cell says nothing of it; None where it does, or is not needed, or is not there."""
     if isinstance(cell, FinetuneCell):
         return finetuning_record(cell)[1]
-    return None if _run_here(cell) else pretraining_record(cell)[1]
+    return None if units_of(cell)[0].ended else pretraining_record(cell)[1]
 
 
 def _joined(cell: FinetuneCell, here: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

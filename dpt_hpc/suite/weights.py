@@ -119,10 +119,13 @@ def keep_weights(plan: Plan) -> list[Path]:
         cell, file = start.cell, start.weights
         if cell is None or file is None or not finished_to(cell.path, cell.config.training.epochs):
             continue
-        checkpoint = find_pretrained(str(cell.path), start.epochs)
-        if file.is_file() and weights_digest(file) == weights_digest(checkpoint):
+        try:
+            checkpoint = find_pretrained(str(cell.path), start.epochs)
+            if file.is_file() and weights_digest(file) == weights_digest(checkpoint):
+                continue
+            content = single_file(*shareable_model(checkpoint))
+        except DptError:  # not kept, or deleted, or damaged: whoever begins from it is told
             continue
-        content = single_file(*shareable_model(checkpoint))
         if len(content) <= LARGEST or file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_name(f".{file.name}.partial")
