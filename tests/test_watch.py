@@ -5,7 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -255,6 +258,17 @@ def test_beyond_this_machine_every_request_needs_the_token(finished: tuple[Optio
         assert ask(server, f"/{token}/", Host="example.org")[0] == 421
     with served(finished[1]) as server:
         assert not server.token
+
+
+def test_ctrl_c_ends_it_in_peace(finished: tuple[Options, Path]) -> None:
+    command = [sys.executable, "-m", "dpt_hpc", "watch", str(finished[1])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        line = watching.stdout.readline()
+        assert " at http://127.0.0.1:" in line
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate()
+    assert (watching.returncode, errors) == (0, "")
 
 
 def test_what_cannot_be_watched_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

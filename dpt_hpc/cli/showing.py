@@ -40,10 +40,9 @@ def watch(
     """Serve one page that follows a run, or shows a finished one, until Ctrl-C."""
     from dpt_hpc.watch.server import open_server
 
-    with open_server(run, host, port) as server:
+    with suppress(KeyboardInterrupt), open_server(run, host, port) as server:
         console.print(f"watching {run} at {server.address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
 
 
 @app.command(epilog="Example: `dpt-hpc quickstart --out runs/quickstart`")

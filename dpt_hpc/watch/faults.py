@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dpt_hpc.report.wording import moment
+
 ERROR_LOG = "error.log"
 DIVERGED = "diverged.json"
 TAIL = 1 << 15
@@ -28,10 +30,10 @@ def last_error(run_dir: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     heads = list(HEAD.finditer(text))
-    time, place, body = "", "", text
+    time, place, body = "", "an unknown place", text
     if heads:
         (time, place), body = heads[-1].groups(), text[heads[-1].end() :]
-    return {"time": time, "place": place, "message": _message(body), "traceback": body.strip()}
+    return {"time": moment(time), "place": place, "message": _message(body), "traceback": body.strip()}
 
 
 def _message(body: str) -> str:

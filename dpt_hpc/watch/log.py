@@ -78,7 +78,9 @@ class Log:
             self.not_finite += not is_finite(record.get("loss"))
             for name, value in record.items():
                 if name not in ("epoch", "step") and is_finite(value):
-                    self.steps.setdefault(name, Thinned()).add(step, float(value))
+                    if name not in self.steps:
+                        self.steps[name] = Thinned()
+                    self.steps[name].add(step, value)
 
     def _go_back(self, epoch: int, step: int) -> None:
         """A run that goes on from a checkpoint comes to later steps again."""

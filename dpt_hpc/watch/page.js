@@ -69,9 +69,9 @@ function newRow(run) {
   return element("tr", {}, element("th", { scope: "row" }, link), element("td", {}, element("span")), ...cells);
 }
 
-function showRun(run) {
+function showRun(run, alone) {
   byId("run").hidden = false;
-  byId("run-title").textContent = run.name;
+  byId("run-title").textContent = alone ? "Progress" : run.name;
   write("subject", run.subject);
   const done = byId("done");
   done.hidden = run.done === null || run.done === undefined;
@@ -94,8 +94,8 @@ function showRun(run) {
 function showFaults(run) {
   const { error, skipped = [], doubts } = run;
   byId("faults").hidden = !error && !skipped.length && !doubts.length;
-  const goesOn = error && run.state === "running" ? " The run is going on since." : "";
-  write("error-where", error && `Last error, ${error.time} ${error.place}.${goesOn}`);
+  const since = error && run.state === "running" ? " The run has gone on since." : "";
+  write("error-where", error && `Last error: ${error.time}, ${error.place}.${since}`);
   write("error", error?.message);
   byId("trace").hidden = !error;
   write("traceback", error?.traceback);
@@ -129,7 +129,7 @@ function show(state) {
   write("name", state.name);
   document.title = `${state.name} – dpt_hpc watch`;
   showRuns(state);
-  if (state.run) showRun(state.run);
+  if (state.run) showRun(state.run, state.runs.length === 1);
   else byId("run").hidden = true;
 }
 

@@ -96,7 +96,7 @@ def _numbers(run: Run, log: Log, total: int, left: float | None) -> Iterable[tup
     of = f"of {integer(run.total_epochs)}" if run.total_epochs else ""
     yield "Epochs done", integer(run.last_epoch), of
     yield "Step", integer(log.step), f"of {integer(total)}" if total else ""
-    if left is not None:
+    if left:
         early = isinstance(run.config.get("training"), dict) and run.config["training"].get("early_stopping")
         yield "Time left", duration(left if left < 120 else 60 * round(left / 60)), "at the most" if early else ""
     best = best_epoch(run)
