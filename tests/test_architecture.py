@@ -17,11 +17,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dpt_hpc"
 
-BASE = {"errors", "structure", "stopwatch"}
+BASE = {"errors", "structure", "stopwatch", "plain_text"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "structure": {"errors"},
     "stopwatch": set(),
+    "plain_text": set(),
     "ops": BASE,
     "data": BASE,
     "models": BASE | {"ops"},

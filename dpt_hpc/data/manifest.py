@@ -9,11 +9,17 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dpt_hpc.errors import DataError
+from dpt_hpc.plain_text import from_json
+from dpt_hpc.structure import SYMBOLS
+
+Count = Annotated[int, Field(ge=0, strict=True)]
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "dataset.json"
@@ -25,6 +31,7 @@ UNITS: Mapping[str, str] = {
     "stress": "eV/Å³, (1/V) dE/dstrain, tension positive",
 }
 """Units of every dataset, whatever its source had."""
+COPY_AGAIN = "Copy it again from where the dataset came, or ingest again."
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,14 @@ class Shard:
     content: SHA-256 of the values in it (`columns.content_digest`); "" in datasets of early versions.
     """
 
-    file: str
-    sha256: str
-    num_bytes: int
-    num_structures: int
-    num_atoms: int
-    content: str = ""
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    num_bytes: Count
+    num_structures: Annotated[int, Field(ge=1, strict=True)]
+    num_atoms: Count
+    content: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,10 @@ class Manifest:
     statistics: counts and ranges of elements and labels. provenance: sources, options, what was dropped and why.
     """
 
-    num_structures: int
-    num_atoms: int
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    num_structures: Count
+    num_atoms: Count
     shards: tuple[Shard, ...]
     property_units: Mapping[str, str]
     edge_estimate: Mapping[str, Any]
@@ -73,7 +84,8 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """Read dataset.json. Raises DataError if it is missing, unreadable, or of another schema version."""
+        """Read dataset.json. Raises DataError if it is missing, unreadable, contradicts itself, or is of another schema
+        version."""
         path = directory / MANIFEST_NAME
         if not directory.exists():
             raise DataError(
@@ -90,7 +102,7 @@ class Manifest:
                 "Name a directory that `dpt-hpc ingest` wrote."
             )
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = from_json(path.read_bytes())
             version = raw["schema_version"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path}: cannot be read: {error!r}.\nIngest the data again.") from None
@@ -99,12 +111,39 @@ class Manifest:
                 f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}.\n"
                 "It was written by another version of dpt_hpc: ingest the data again, or use that version."
             )
+        digest = raw.pop("digest", None)
         try:
-            shards = tuple(Shard(**entry) for entry in raw["shards"])
-            known = {f.name for f in fields(cls)} - {"shards"}
-            return cls(shards=shards, **{key: raw[key] for key in known})
-        except (TypeError, KeyError) as error:
-            raise DataError(f"{path}: a field is missing or unknown: {error}.\nIngest the data again.") from None
+            found = TypeAdapter(cls).validate_python(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"{path}: {place}: {first['msg']}; got {first['input']!r:.80}.\nIngest the data again."
+            ) from None
+        if found.num_structures == 0 or not found.shards:
+            raise DataError(f"dataset {directory}: is empty (0 structures).\nIngest again with looser filters.")
+        if (fault := found._contradiction(digest)) is not None:
+            raise DataError(f"{path}: {fault}: it was altered after it was written.\n{COPY_AGAIN}")
+        return found
+
+    def _contradiction(self, digest: Any) -> str | None:
+        """What in a manifest does not fit the rest of it."""
+        for name in ("num_structures", "num_atoms"):
+            stated, summed = getattr(self, name), sum(getattr(shard, name) for shard in self.shards)
+            if stated != summed:
+                return f"{name} is {stated}, but its shards have {summed}"
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            return "two of its shards are one file"
+        if self.units != UNITS:
+            return f"units are {dict(self.units)}, expected {dict(UNITS)}"
+        statistics = self.statistics
+        if unknown := [name for name in ("labels", "elements", "ranges") if not isinstance(statistics.get(name), dict)]:
+            return f"statistics has no {unknown[0]}"
+        if unknown := [symbol for symbol in statistics["elements"] if symbol not in SYMBOLS[1:]]:
+            return f"statistics.elements names {unknown[0]!r}, which is no element"
+        if digest != self.digest:
+            return f"digest is {digest!r:.80}, but its shards have {self.digest}"
+        return None
 
 
 def sha256_of(path: Path) -> str:
@@ -114,9 +153,6 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-COPY_AGAIN = "Copy it again from where the dataset came, or ingest again."
 
 
 def verify_shard(path: Path, shard: Shard, by_hash: bool) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dpt_hpc.data.columns import Array
+from dpt_hpc.data.columns import LABELS, Array
 from dpt_hpc.data.manifest import COPY_AGAIN
 from dpt_hpc.errors import DataError
 
@@ -32,6 +32,24 @@ OPEN_FILES = 4
 """Shards that a process holds open at once."""
 CACHE_BYTES = 1 << 19
 """Chunks that HDF5 keeps of each column of an open shard: one of every column, however wide."""
+
+COLUMNS: Mapping[str, tuple[Any, ...]] = {
+    "atom_ptr": ("i", "S+1"),
+    "atomic_numbers": ("u", "A"),
+    "positions": ("f", "A", 3),
+    "cell": ("f", "S", 3, 3),
+    "pbc": ("b", "S", 3),
+    "energy": ("f", "S"),
+    "forces": ("f", "A", 3),
+    "stress": ("f", "S", 3, 3),
+    **{f"has_{label}": ("b", "S") for label in LABELS},
+    "structure_id": ("S", "S"),
+    "group": ("S", "S"),
+    "edge_estimate": ("iu", "S"),
+}
+"""Each column's kinds, as numpy's letters, and its shape."""
+UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+"""What h5py raises for a damaged file."""
 
 
 def write_shard_file(
@@ -87,9 +105,26 @@ class ShardFiles:
                 if column is None:
                     return None
                 values: Array = column[start:stop]
-            except (OSError, KeyError, RuntimeError) as error:
+            except UNREADABLE as error:
                 raise DataError(f"shard {self.paths[shard]}: cannot be read: {error}.\n{COPY_AGAIN}") from None
         return values
+
+    def check_columns(self, shard: int, structures: int, atoms: int) -> None:
+        """Raises DataError, naming the column, if one is missing, not of the kind and shape that the docstring of this
+        module states, or kept in another file."""
+        rows = {"S": structures, "S+1": structures + 1, "A": atoms}
+        with self._lock:
+            try:
+                file = self._opened(shard)[0]
+                names = {*COLUMNS, *(f"properties/{name}" for name in file.get("properties", ()))}
+                for name in sorted(names):
+                    default = ("b", "S") if name.startswith("properties/has_") else ("f", "S")
+                    kinds, length, *inner = COLUMNS.get(name, default)
+                    fault = _fault(file, name, kinds, (rows[length], *inner))
+                    if fault is not None:
+                        raise DataError(f"shard {self.paths[shard]}: {fault}.\n{COPY_AGAIN}")
+            except UNREADABLE as error:
+                raise DataError(f"shard {self.paths[shard]}: cannot be read: {error}.\n{COPY_AGAIN}") from None
 
     def close(self) -> None:
         """Close what is open; a later read opens it again."""
@@ -99,6 +134,12 @@ class ShardFiles:
             self._open.clear()
 
     def _column(self, shard: int, name: str) -> h5py.Dataset | None:
+        file, columns = self._opened(shard)
+        if name not in columns:
+            columns[name] = file.get(name)  # to find it by name takes as long as to read a block of 64 structures
+        return columns[name]
+
+    def _opened(self, shard: int) -> tuple[h5py.File, dict[str, h5py.Dataset | None]]:
         if self._process != os.getpid():
             # Handles of the parent share its file positions: they are not to be used, nor, by being forgotten, closed.
             self._inherited.append(self._open)
@@ -108,7 +149,18 @@ class ShardFiles:
                 self._open.popitem(last=False)[1][0].close()
             self._open[shard] = h5py.File(self.paths[shard], "r", rdcc_nbytes=CACHE_BYTES), {}
         self._open.move_to_end(shard)
-        file, columns = self._open[shard]
-        if name not in columns:
-            columns[name] = file.get(name)  # to find it by name takes as long as to read a block of 64 structures
-        return columns[name]
+        return self._open[shard]
+
+
+def _fault(file: h5py.File, name: str, kinds: str, shape: tuple[int, ...]) -> str | None:
+    """Why a column is not what it should be: a kind among `kinds` (numpy's letters), and `shape`."""
+    if name not in file:
+        return None if name in LABELS else f"cannot be read: it has no {name}"
+    column = file[name]
+    if not isinstance(column, h5py.Dataset):
+        return f"{name} is a group, expected a column"
+    if column.file.id != file.id or column.external is not None or column.is_virtual:
+        return f"{name} is kept in another file, which nobody has checked"
+    if column.dtype.kind not in kinds or column.shape != shape:
+        return f"{name} is {column.dtype} of shape {column.shape}, expected kind {'/'.join(kinds)} of shape {shape}"
+    return None

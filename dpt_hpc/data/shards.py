@@ -331,13 +331,15 @@ class Dataset:
         """What is kept in memory of a shard. Raises DataError if it does not hold what the manifest says."""
         structures = int(np.diff(self.first_structure)[shard])
         atoms = int(np.diff(self.first_atom)[shard])
+        self.files.check_columns(shard, structures, atoms)
         ptr, estimate = (self.files.read(shard, name) for name in ("atom_ptr", "edge_estimate"))
-        place = f"shard {self.files.paths[shard]}"
-        if ptr is None or estimate is None or (len(ptr), len(estimate)) != (structures + 1, structures):
-            found = "no atom_ptr" if ptr is None else f"{len(ptr) - 1} structures"
-            raise DataError(f"{place}: has {found}, expected {structures} structures.\n{COPY_AGAIN}")
-        if ptr[-1] != atoms:
-            raise DataError(f"{place}: has {ptr[-1]} atoms, expected {atoms}.\n{COPY_AGAIN}")
+        assert ptr is not None
+        assert estimate is not None
+        if ptr[0] != 0 or ptr[-1] != atoms or (np.diff(ptr) < 1).any():
+            raise DataError(
+                f"shard {self.files.paths[shard]}: atom_ptr does not divide its {atoms} atoms among {structures} "
+                f"structures.\n{COPY_AGAIN}"
+            )
         return ptr, estimate
 
 
@@ -345,8 +347,5 @@ def _read_manifests(directories: Sequence[Path]) -> list[Manifest]:
     if not directories:
         raise DataError("dataset: no path was given.\nName at least one directory that `dpt-hpc ingest` wrote.")
     manifests = [Manifest.read(directory) for directory in directories]
-    for directory, manifest in zip(directories, manifests, strict=True):
-        if manifest.num_structures == 0 or not manifest.shards:
-            raise DataError(f"dataset {directory}: is empty (0 structures).\nIngest again with looser filters.")
     refuse_twins(directories, manifests)
     return manifests

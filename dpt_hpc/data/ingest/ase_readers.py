@@ -7,9 +7,11 @@ lost. Its stress is that of the conventions here: eV/Å³, tension positive, 3x3
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_xyz
+from pymatgen.core import Structure as Crystal
 from pymatgen.io.cif import CifParser
 
 from dpt_hpc.data.ingest.json_readers import structure_arrays
@@ -24,6 +27,9 @@ from dpt_hpc.data.ingest.json_stream import open_text
 from dpt_hpc.data.ingest.options import IngestOptions
 from dpt_hpc.data.ingest.record import Broken, Record, RecordError, label_like, numeric, scalar, stated_units
 
+KEY = re.compile(r"""(?:"[^"]*"|'[^']*'|\{[^}]*\}|\[[^]]*\])|([A-Za-z_][\w-]*)\s*=""")
+"""The keys of a comment line, but not those within a quoted value."""
+DATA_BLOCK = re.compile(r"^\s*data_", re.MULTILINE)
 KEYS = {"energy": "energy", "forces": "forces", "stress": "stress", "virial": "virial"}
 
 
@@ -37,20 +43,20 @@ def read_extxyz(path: Path, options: IngestOptions) -> Iterator[Record | Broken]
                 if not header.strip():
                     continue
                 name = f"record {number}"
-                if not header.strip().isdigit():
+                count = header.strip()
+                if not (count.isascii() and count.isdigit() and len(count) < 19):
                     if isinstance(last, Record):
                         last = Broken(last.name, f"announces {len(last.numbers)} atoms, but no record follows them")
                     if last is not None:
                         yield last
-                    found = header.strip()[:40]
-                    yield _lost(name, f"starts with {found!r}, expected a number of atoms")
+                    yield _lost(name, f"starts with {count[:40]!r}, expected a number of atoms")
                     return
-                lines = [stream.readline() for _ in range(int(header) + 1)]
+                lines = list(islice(stream, int(count) + 1))  # no more than there are, whatever was announced
                 if last is not None:
                     yield last
                     last = None
-                if not lines[-1]:
-                    yield _lost(name, f"the file ends within the record: {int(header)} atoms were announced")
+                if len(lines) <= int(count):
+                    yield _lost(name, f"the file ends within the record: {int(count)} atoms were announced")
                     return
                 last = _frame(name, header + "".join(lines), options)
                 number += 1
@@ -68,6 +74,9 @@ def _lost(name: str, reason: str) -> Broken:
 
 
 def _frame(name: str, text: str, options: IngestOptions) -> Record | Broken:
+    keys = [key for key in KEY.findall(text.split("\n", 2)[1]) if key]
+    if len(set(keys)) < len(keys):
+        return Broken(name, f"has {next(key for key in keys if keys.count(key) > 1)} twice")
     try:
         (atoms,) = read_xyz(io.StringIO(text), 0)
     except Exception as error:  # ASE raises whatever the text makes its parsers raise
@@ -79,7 +88,7 @@ def read_ase(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
     """Anything ASE reads: databases, trajectories, VASP and other codes' output."""
     number = 0
     try:
-        for atoms in ase.io.iread(str(path), index=":"):
+        for atoms in ase.io.iread(str(path), index=":", do_not_split_by_at_sign=True):
             yield _guarded(f"record {number}", atoms, options)
             number += 1
     except Exception as error:  # its many readers raise many things
@@ -91,11 +100,14 @@ def _guarded(name: str, atoms: Atoms, options: IngestOptions) -> Record | Broken
         return from_atoms(name, atoms, options)
     except RecordError as error:
         return Broken(name, str(error))
+    except (AttributeError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+        return Broken(name, f"is not of this format: {type(error).__name__}: {error}")
 
 
 def from_atoms(name: str, atoms: Atoms, options: IngestOptions) -> Record:
     """A record from ASE atoms, its labels from the calculator, info and arrays. Raises RecordError."""
-    info = {**atoms.info, **(atoms.info.get("data") or {}), **(atoms.info.get("key_value_pairs") or {})}
+    nested = (atoms.info.get(key) for key in ("data", "key_value_pairs"))  # of a database
+    info = {**atoms.info, **{k: v for part in nested if isinstance(part, Mapping) for k, v in part.items()}}
     results = {k: v for k, v in (atoms.calc.results if atoms.calc is not None else {}).items() if v is not None}
     fields: Mapping[str, Any] = {**atoms.arrays, **info, **results}
     keys = {**KEYS, **options.label_keys}
@@ -128,18 +140,32 @@ def _text(value: Any) -> str:
 
 
 def read_cif(path: Path, options: IngestOptions) -> Iterator[Record | Broken]:
-    """A CIF file; each of its structures is a record. Partial occupancy is refused."""
+    """A CIF file; each of its data blocks with atoms is a record. Partial occupancy is refused."""
+    try:
+        with open_text(path, errors="replace") as stream:  # names of authors are in any encoding
+            text = stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        yield _lost("record 0", f"cannot be read: {error}")
+        return
+    # Block by block: pymatgen leaves out a block that it cannot read, and the first of two that have one name.
+    blocks = [block for block in DATA_BLOCK.split(f"x\n{text}")[1:] if "_atom_site_" in block]
+    if not blocks:
+        yield Broken("record 0", "is no CIF that pymatgen reads: no data_ block with an _atom_site_ loop")
+    for number, block in enumerate(blocks):
+        name = f"record {number}"
+        try:
+            suffix = f":{number}" if len(blocks) > 1 else ""
+            yield Record(name, *structure_arrays(_crystal(block).as_dict()), structure_id=path.stem + suffix)
+        except RecordError as error:
+            yield Broken(name, str(error))
+
+
+def _crystal(block: str) -> Crystal:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # rounding of coordinates to symmetric places
-            structures = CifParser(str(path)).parse_structures(primitive=False)
+            parser = CifParser(io.StringIO(f"data_{block}"))
+            (crystal,) = parser.parse_structures(primitive=False, on_error="raise")
     except Exception as error:  # the parser raises whatever the text makes it raise
-        yield Broken("record 0", f"is no CIF that pymatgen reads: {type(error).__name__}: {error}")
-        return
-    for number, structure in enumerate(structures):
-        name = f"record {number}"
-        try:
-            suffix = f":{number}" if len(structures) > 1 else ""
-            yield Record(name, *structure_arrays(structure.as_dict()), structure_id=path.stem + suffix)
-        except RecordError as error:
-            yield Broken(name, str(error))
+        raise RecordError(f"is no CIF that pymatgen reads: {type(error).__name__}: {error}") from None
+    return crystal

@@ -14,6 +14,9 @@ SMALLEST_VOLUME_PER_ATOM = 0.05
 
 def fault(record: Record) -> str | None:
     """Why the record is broken, or None. Labels must be converted before."""
+    for what, text in (("structure_id", record.structure_id), ("group", record.group)):
+        if not _storable(text):
+            return f"{what}: {text!r:.60} is no text that a file can hold"
     numbers = np.asarray(record.numbers)
     n = len(numbers)
     if n == 0:
@@ -45,6 +48,11 @@ def fault(record: Record) -> str | None:
     if volume < SMALLEST_VOLUME_PER_ATOM * n:
         return f"cell: volume is {volume:.3g} Å³ for {n} atoms; give a molecule or slab a cell with vacuum around it"
     return coincidence(record)
+
+
+def _storable(text: str) -> bool:
+    """No NUL, which ends a text in HDF5, and no half of a character."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def not_finite(what: str, values: NDArray[np.float64]) -> str | None:

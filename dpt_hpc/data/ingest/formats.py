@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt_hpc.data.ingest.ase_readers import read_ase, read_cif, read_extxyz
+from dpt_hpc.data.ingest.csv_tables import read_csv
 from dpt_hpc.data.ingest.json_readers import read_matdeeplearn, read_mlearn, read_mptrj, read_pymatgen
 from dpt_hpc.data.ingest.json_stream import JsonError, stream_items
 from dpt_hpc.data.ingest.matbench import read_matbench
@@ -43,6 +44,7 @@ FORMATS: Mapping[str, Format] = {
     "extxyz": Format(read_extxyz, Units()),
     "ase": Format(read_ase, Units()),
     "cif": Format(read_cif, Units()),
+    "csv": Format(read_csv, Units()),
     "pymatgen": Format(read_pymatgen, Units(), stress_stated=False),
     "matdeeplearn": Format(read_matdeeplearn, Units(), stress_stated=False),
     "matbench": Format(read_matbench, Units()),
@@ -68,6 +70,8 @@ VASP_OUTPUT = ("*OUTCAR*", "*vasprun*.xml*")
 
 def detect_format(path: Path) -> str:
     """The format of a file, from its name and, for JSON, from its first item. Raises DataError if none fits."""
+    if path.name.lower().endswith((".csv", ".csv.gz")):  # a table is read where it is named: in a folder, its files are
+        return "csv"
     found = format_of_name(path) or "ase"
     return _json_format(path) if found == "json" else found
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpt_hpc.data.ingest.json_stream import JsonError, stream_items
 from dpt_hpc.data.ingest.options import IngestOptions
-from dpt_hpc.data.ingest.record import Broken, Record, RecordError, label_like, numeric, scalar, stated_units
+from dpt_hpc.data.ingest.record import Broken, Record, RecordError, flags, label_like, numeric, scalar, stated_units
 from dpt_hpc.structure import SYMBOLS
 
 Json = Mapping[str, Any]
@@ -44,7 +44,7 @@ def _matdeeplearn(name: str, raw: Json, options: IngestOptions) -> Record:
         integers(_field(raw, "atomic_numbers")),
         numeric(_field(raw, "positions"), "positions", (-1, 3)),
         numeric(_field(raw, "cell"), "cell", (3, 3)),
-        pbc=np.asarray(raw.get("pbc", (True, True, True)), dtype=bool),
+        pbc=flags(raw.get("pbc", (True, True, True)), "pbc"),
         **_labels(raw, options),
         properties=targets_of(raw, options.targets),
         structure_id=_text(raw, options.id_key or "structure_id"),
@@ -64,10 +64,13 @@ def _mlearn(name: str, raw: Json, options: IngestOptions) -> Record:
     atoms = _field(raw, "atoms")
     cell = numeric(_field(atoms, "lattice_mat"), "lattice_mat", (3, 3))
     coordinates = numeric(_field(atoms, "coords"), "coords", (-1, 3))
+    cartesian = atoms.get("cartesian", False)
+    if not isinstance(cartesian, bool):
+        raise RecordError(f"cartesian: is {cartesian!r:.60}, expected true or false")
     return Record(
         name,
         elements(_field(atoms, "elements")),
-        coordinates if atoms.get("cartesian") else coordinates @ cell,
+        coordinates if cartesian else coordinates @ cell,
         cell,
         **_labels(raw, options, {"stress": "stresses"}),
         properties=targets_of(raw, options.targets),
@@ -148,16 +151,18 @@ def structure_arrays(structure: Json) -> tuple[Any, Any, Any, Any]:
     coordinates: list[Any] = []
     for site in _field(structure, "sites"):
         species = _field(site, "species")
-        if len(species) != 1 or abs(float(species[0].get("occu", 1)) - 1) > 1e-6:
+        if len(species) != 1 or not abs(float(species[0].get("occu", 1)) - 1) <= 1e-6:
             raise RecordError(f"site {len(numbers)} is disordered (partial occupancy): {species}")
         numbers.append(species[0].get("element"))
         coordinates.append(_field(site, "abc"))
-    pbc = np.asarray(lattice.get("pbc") or (True, True, True), dtype=bool)
+    pbc = flags(lattice.get("pbc") or (True, True, True), "lattice.pbc")
     return elements(numbers), numeric(coordinates, "abc", (-1, 3)).reshape(-1, 3) @ cell, cell, pbc
 
 
 def elements(symbols: Any) -> Any:
     """Atomic numbers of chemical symbols. Raises RecordError for an unknown one."""
+    if not isinstance(symbols, (list, tuple)):
+        raise RecordError(f"elements: is {symbols!r:.60}, expected a list of symbols")
     unknown = [s for s in symbols if s not in ATOMIC_NUMBERS]
     if unknown:
         raise RecordError(f"{unknown[0]!r} is no element")
@@ -192,7 +197,7 @@ def _guarded(name: str, parse: Any) -> Iterator[Record | Broken]:
         yield parse()
     except RecordError as error:
         yield Broken(name, str(error))
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+    except (AttributeError, ArithmeticError, TypeError, ValueError, LookupError, RecursionError) as error:
         yield Broken(name, f"is not of this format: {type(error).__name__}: {error}")
 
 

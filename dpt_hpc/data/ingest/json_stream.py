@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from dpt_hpc.plain_text import unique
+
 FIRST_READ = 1 << 20
 TOKEN = 64
 """Characters: no number or literal is longer, so an error further from the window's end is not for lack of text."""
@@ -22,11 +24,11 @@ class JsonError(Exception):
     """The text is not JSON, or ends too early; says where."""
 
 
-def open_text(path: Path) -> IO[str]:
-    """Open a text file, gzipped or not."""
+def open_text(path: Path, errors: str = "strict") -> IO[str]:
+    """Open a text file, gzipped or not. errors: what is done with bytes that are not UTF-8."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8", errors=errors)
+    return path.open(encoding="utf-8", errors=errors)
 
 
 def stream_items(path: Path) -> Iterator[tuple[str | None, Any]]:
@@ -65,7 +67,7 @@ class _Window:
         self.position = 0
         self.before = 0
         self.at_end = False
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(object_pairs_hook=unique)
 
     def items(self) -> Iterator[tuple[str | None, Any]]:
         yield from self.inside()
@@ -87,8 +89,13 @@ class _Window:
         """The keys of the object that begins here; whoever takes one then reads its value."""
         if (opening := self.peek()) != "{":
             raise JsonError(f"starts with {opening!r}, expected a JSON object")
+        taken: set[str] = set()
         for _ in self.places("}"):
             key = self.value()
+            if not isinstance(key, str) or key in taken:
+                reason = "stands twice in the outermost object" if isinstance(key, str) else "is no text"
+                raise JsonError(f"the key {key!r:.60} before character {self.before + self.position} {reason}")
+            taken.add(key)
             self.expect(":")
             yield key
 
@@ -147,6 +154,9 @@ class _Window:
                 if not cut or self.at_end:
                     reason = "ends too early" if cut else error.msg
                     raise JsonError(f"{reason} at character {self.before + error.pos}") from None
+            except (ValueError, RecursionError) as error:
+                reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+                raise JsonError(f"{reason}, in the value at character {self.before + self.position}") from None
             else:
                 # A number may go on beyond the window.
                 if self.at_end or isinstance(value, (dict, list, str)) or end + TOKEN <= len(self.text):

@@ -37,7 +37,7 @@ def read_matbench(path: Path, options: IngestOptions) -> Iterator[Record | Broke
                 yield _row(name, value, head["columns"], _ids(path, head["index"], number), options)
             except RecordError as error:
                 yield Broken(name, str(error))
-            except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+            except (AttributeError, ArithmeticError, TypeError, ValueError, LookupError) as error:
                 yield Broken(name, f"is not of this format: {type(error).__name__}: {error}")
             number += 1
     except JsonError as error:

@@ -1,23 +1,26 @@
 """The published MPF.2021.2.8 pickles, read without running a line of the code that they may carry.
 
-A pickle is a program that may call any function. Here only containers and numpy arrays are made for real; pymatgen's
-classes are replaced by passive records that merely keep their state (so the pymatgen that wrote the file need not be
-the one that is installed), and every other name is refused.
+A pickle is a program that may call any function. Here only containers are made for real; pymatgen's classes are
+replaced by passive records that merely keep their state (so the pymatgen that wrote the file need not be the one that
+is installed), numpy's arrays by tables of plain numbers (numpy's own loader believes a pickle that calls bytes
+pointers), and every other name is refused.
 """
 
 from __future__ import annotations
 
 import importlib
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpt_hpc.data.ingest.json_readers import elements
 from dpt_hpc.data.ingest.options import IngestOptions
-from dpt_hpc.data.ingest.record import Broken, Record, RecordError, numeric, scalar
+from dpt_hpc.data.ingest.record import Broken, Record, RecordError, flags, numeric, scalar
 from dpt_hpc.errors import DataError
 
 PYMATGEN = {
@@ -29,13 +32,10 @@ PYMATGEN = {
 }
 """Made as `Passive` records."""
 MADE = {
-    "numpy": ("ndarray", "dtype"),
-    "numpy.core.multiarray": ("_reconstruct", "scalar"),
-    "numpy._core.multiarray": ("_reconstruct", "scalar"),
     "builtins": ("list", "dict", "tuple", "set", "frozenset", "object"),
     "collections": ("OrderedDict", "defaultdict"),
 }
-"""Made for real: containers and arrays, none of which runs anything."""
+"""Made for real: containers, none of which runs anything."""
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 """Names of Python 2, which Python 3 writes in pickles of protocol 0 to 2."""
 COLUMNS = ("structure", "energy", "force", "stress", "id")
@@ -94,18 +94,71 @@ def _reconstructor(kind: Any, base: Any, state: Any) -> Passive:
     return Passive()
 
 
-def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
+NUMBERS = re.compile(r"[<>|=]?([biu][1248]|f[248])")
+
+
+class Kind:
+    """Stands for a numpy.dtype: numbers of one size, in one byte order."""
+
+    def __init__(self, code: str, *copied: Any) -> None:
+        if not (isinstance(code, str) and NUMBERS.fullmatch(code)):
+            raise Refused(f"an array of {code!r:.40}")
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        if not (isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "=")):
+            raise Refused(f"an array of {self.code} in the byte order {state!r:.40}")
+        self.code = state[1] + self.code.lstrip("<>|=")
+
+
+class Table:
+    """Stands for a numpy.ndarray: `_reconstruct` makes it, and its state fills it."""
+
+    def __init__(self, *empty: Any) -> None:
+        self.values = np.empty(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, by_columns, content = state
+        self.values = _numbers(content, kind, shape, "F" if by_columns else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.values, dtype)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.values[place]
+
+
+def _numbers(content: Any, kind: Any, shape: Any, order: Any) -> NDArray[Any]:
+    if not isinstance(kind, Kind) or not isinstance(content, (bytes, bytearray)):
+        raise Refused(f"an array of {type(content).__name__}")
+    return np.frombuffer(content, dtype=kind.code).reshape(shape, order=order)
+
+
+def _frombuffer(buffer: Any, kind: Any, shape: Any, order: Any) -> Table:
     """Arrays in pickles of protocol 5."""
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+    table = Table()
+    table.values = _numbers(buffer, kind, shape, order)
+    return table
+
+
+def _scalar(kind: Any, content: Any) -> Any:
+    return _numbers(content, kind, (1,), "C")[0].item()
 
 
 SEALED = {
+    ("numpy", "ndarray"): Table,
+    ("numpy", "dtype"): Kind,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Sealed(Table) for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _Sealed(_scalar) for core in ("core", "_core")},
     ("_codecs", "encode"): _Sealed(_encode),
     ("copyreg", "_reconstructor"): _Sealed(_reconstructor),
     ("numpy.core.numeric", "_frombuffer"): _Sealed(_frombuffer),
     ("numpy._core.numeric", "_frombuffer"): _Sealed(_frombuffer),
 }
-"""Functions of the standard library and of numpy, done by ours."""
+"""Functions and classes of the standard library and of numpy, done by ours."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -163,7 +216,7 @@ def _frames(material: str, columns: Any) -> Iterator[Record | Broken]:
             yield _record(name, entry)
         except RecordError as error:
             yield Broken(name, str(error))
-        except (KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
+        except (AttributeError, ArithmeticError, TypeError, ValueError, LookupError) as error:
             yield Broken(name, f"is not of this format: {type(error).__name__}: {error}")
 
 
@@ -175,7 +228,7 @@ def _record(name: str, entry: Mapping[str, Any]) -> Record:
     for site in structure["_sites"]:
         species = site.state["_species"].state["_data"]
         ((kind, amount),) = species.items() if len(species) == 1 else ((None, 0),)
-        if kind is None or abs(amount - 1) > 1e-6:
+        if kind is None or not abs(amount - 1) <= 1e-6:
             raise RecordError(f"site {len(symbols)} is disordered (partial occupancy)")
         element = kind.state.get("_el", kind)  # Species wraps Element
         symbols.append(element.arguments[0])
@@ -186,7 +239,7 @@ def _record(name: str, entry: Mapping[str, Any]) -> Record:
         elements(symbols),
         fractional @ cell,
         cell,
-        np.asarray(lattice.get("_pbc", (True, True, True)), dtype=bool),
+        flags(lattice.get("_pbc", (True, True, True)), "pbc"),
         energy=None if energy is None else scalar(energy, "energy"),
         forces=None if force is None else numeric(force, "force", (-1, 3)),
         stress=None if stress is None else numeric(stress, "stress"),

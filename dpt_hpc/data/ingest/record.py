@@ -59,8 +59,11 @@ class RecordError(Exception):
 def numeric(value: Any, what: str, shape: tuple[int, ...] | None = None) -> Array:
     """`value` as a float64 array of `shape` (-1 matches any length). Raises RecordError with what was got."""
     try:
+        found = np.asarray(value)
+        if found.dtype.kind in "bcmM" and found.size:  # true is no 1, a date no number, and a complex one has no place
+            raise TypeError(f"{found.ravel()[0]}")
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RecordError(f"{what}: not numbers: {error}") from None
     if shape is not None and (
         array.ndim != len(shape) or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True))
@@ -68,6 +71,14 @@ def numeric(value: Any, what: str, shape: tuple[int, ...] | None = None) -> Arra
         wanted = "x".join("N" if n == -1 else str(n) for n in shape) or "a number"
         raise RecordError(f"{what}: shape is {array.shape}, expected {wanted}")
     return array
+
+
+def flags(value: Any, what: str) -> NDArray[np.bool_]:
+    """`value` as three booleans, which may be written as 0 and 1. Raises RecordError."""
+    array = np.asarray(value)
+    if array.shape != (3,) or array.dtype.kind not in "biu" or not np.isin(array, (0, 1)).all():
+        raise RecordError(f"{what}: is {value!r:.60}, expected three of true and false")
+    return array.astype(bool)
 
 
 def scalar(value: Any, what: str) -> float:
