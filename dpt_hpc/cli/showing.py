@@ -34,7 +34,9 @@ def report(
 )
 def watch(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, a fine-tuning, or a folder above several runs.")],
-    host: Annotated[str, typer.Option(help="Beyond this machine, the page needs the token printed.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to serve at; others than this machine's own need the token it prints.")
+    ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Else the first free one from 8765 on.")] = None,
 ) -> None:
     """Serve one page that follows a run, or shows a finished one, until Ctrl-C."""

@@ -60,9 +60,9 @@ class Folder:
         """Every run in a row, and all of one: that with the key `chosen`, else the one that began last of those
         that are running, else of all."""
         with self._lock:
-            self._search()
+            searched = self._search()
             members = list(self._members.values())
-            rows = [_row(member) for member in members]
+            rows = [_row(member, again=searched) for member in members]
             latest = max(
                 members, key=lambda m: (m.row["state"] == "running", _written(m.path / "run.json")), default=None
             )
@@ -70,15 +70,17 @@ class Folder:
             shown = None if member is None else self._show(member)
         return {"name": self.path.name or str(self.path), "path": str(self.path), "runs": rows, "run": shown}
 
-    def _search(self) -> None:
+    def _search(self) -> bool:
+        """Find the runs anew, if it is time to; whether it was."""
         now = time.monotonic()
         if self._members and now - self._searched < SECONDS_BETWEEN_SEARCHES:
-            return
+            return False
         self._searched = now
         found = find_runs(self.path)
         known = {member.path: member for member in self._members.values()}
         members = [known.get(path) or _member(path, self.path) for path in found]
         self._members = {member.key: member for member in members}
+        return True
 
     def _show(self, member: Member) -> dict[str, Any]:
         member.log = member.log or Log(member.path / LOG)
@@ -134,11 +136,15 @@ def _facts(member: Member) -> Run:
     return member.facts
 
 
-def _row(member: Member) -> dict[str, Any]:
-    """A line of the table of runs: state, epochs, the last loss on the validation part, that on the test part."""
-    stamp = _stamp(member.path, LOG, ERROR_LOG, *FACTS)
-    if stamp != member.row_of:
-        member.row, member.row_of = _read_row(member), stamp
+def _row(member: Member, *, again: bool) -> dict[str, Any]:
+    """A line of the table of runs: state, epochs, the last loss on the validation part, that on the test part.
+
+    again: look at the files of a finished run, too.
+    """
+    if again or not member.row.get("finished"):
+        stamp = _stamp(member.path, LOG, ERROR_LOG, *FACTS)
+        if stamp != member.row_of:
+            member.row, member.row_of = _read_row(member), stamp
     row = member.row
     if not row["finished"]:
         row["state"] = "running" if holder(member.path) is not None else row["otherwise"]
