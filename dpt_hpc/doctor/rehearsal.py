@@ -14,20 +14,25 @@ from typing import Any
 import torch
 
 from dpt_hpc.data.shards import Dataset
-from dpt_hpc.data.shared_memory import free_memory, status_bytes
+from dpt_hpc.data.shared_memory import status_bytes
 from dpt_hpc.data.store_choice import choose_store
 from dpt_hpc.data.store_node import size_of
 from dpt_hpc.doctor.examine import checkpoint_bytes
 from dpt_hpc.doctor.files import nearest_that_exists
 from dpt_hpc.doctor.throwaway import throwaway_trainer
 from dpt_hpc.errors import EnvironmentFault
+from dpt_hpc.train.budget import memory_of
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
+from dpt_hpc.train.counting import count_edges
+from dpt_hpc.train.engine import choose_device
 from dpt_hpc.train.failures import DivergedError
 from dpt_hpc.train.job import job_end, told_end
 from dpt_hpc.train.loop import Trainer
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.train.run_dir import claim_run_dir
 
+STRUCTURES_OF_A_RANK = 8
+"""Of a step on the CPU, where a whole one may take a minute: time and memory are those of as many, times the rest."""
 STEPS = 4
 """At most; the first one warms up, and does not count where there is another."""
 SECONDS = 8.0
@@ -45,17 +50,28 @@ def rehearse(config: PretrainConfig | FinetuneConfig, ranks: Ranks, *, resume: b
     claim_run_dir(run_dir, config, resume=resume)
     above = nearest_that_exists(run_dir)
     scratch = above / f".dpt_hpc_check_{ranks.broadcast(uuid.uuid4().hex[:8])}"
-    batch = config.training.batch_size
-    trainer, dataset, split = throwaway_trainer(config, ranks, scratch, structures=STEPS * batch, verify=True)
+    batch = tried = config.training.batch_size
+    if choose_device(config.engine, ranks.world).type == "cpu":
+        tried = min(batch, STRUCTURES_OF_A_RANK * ranks.size)
+    trainer, dataset, split = throwaway_trainer(
+        config, ranks, scratch, structures=STEPS * tried, batch_size=tried, verify=True
+    )
     weights = sum(p.numel() for p in trainer.objective.parameters())
     room, need = shutil.disk_usage(above).free, checkpoint_bytes(config, weights)
     _check_place(run_dir, above, room, need)
     try:
-        seconds, free = _steps(trainer, ranks)
+        edges = count_edges(trainer.objective.model, trainer.data, ranks, scratch).edges
+        memory = memory_of(trainer.engine.device, ranks)
+        before = status_bytes("VmRSS") if trainer.engine.device.type == "cpu" else 0
+        seconds = _steps(trainer, ranks) * batch / tried
     finally:
         trainer.data.store.close()
         if ranks.rank == 0:
             shutil.rmtree(scratch, ignore_errors=True)
+    # A micro-batch of the run has as many more edges as its batch has structures, but no more than the budget.
+    per_part = max(float(edges.mean()) * tried / (ranks.size * config.training.grad_accumulation), 1.0)
+    budget = config.training.edge_budget
+    grows = max(min(batch / tried, budget / per_part if isinstance(budget, int) else math.inf), 1.0)
     store, data_bytes = _store(config, trainer, dataset, ranks)
     steps = math.ceil(len(split.train) / batch)
     epoch = seconds * (steps + len(split.validation) / batch)
@@ -71,11 +87,12 @@ def rehearse(config: PretrainConfig | FinetuneConfig, ranks: Ranks, *, resume: b
         "engine": type(trainer.engine).__name__,
         "device": str(trainer.engine.device),
         "ranks": ranks.size,
-        "edges_per_structure": float(dataset.edge_estimate[split.train].mean()),
+        "edges_per_structure": float(edges.mean()),
+        "structures_tried": tried,
         "store": store,
         "data_bytes": data_bytes,
-        "peak_memory_bytes": max(ranks.all_gather(_peak(trainer))),
-        "free_memory_bytes": min(ranks.all_gather(free)),
+        "memory_bytes": max(ranks.all_gather(before + round(grows * memory.taken()))),
+        "free_memory_bytes": min(ranks.all_gather(before + memory.room)),
         "checkpoint_bytes": need,
         "free_disk_bytes": room,
         "seconds_per_step": seconds,
@@ -90,18 +107,20 @@ def rehearse(config: PretrainConfig | FinetuneConfig, ranks: Ranks, *, resume: b
 
 def lines(found: dict[str, Any]) -> list[str]:
     """What `rehearse` has found, for people."""
-    memory, free = found["peak_memory_bytes"], found["free_memory_bytes"]
+    memory, free = found["memory_bytes"], found["free_memory_bytes"]
+    tight = "; MORE than there is: set training.edge_budget=auto" if memory > free else ""
     seeds = f" of each of {found['seeds']} seeds" if found["seeds"] > 1 else ""
     end = told_end(found["seconds"], found["job_ends"])
     return [
         f"data      {found['train']} / {found['validation']} / {found['test']} structures to train, validate, test; "
         f"{found['elements']} elements; about {found['edges_per_structure']:,.0f} edges each; every shard is whole",
         f"network   {found['weights']:,} weights; {found['engine']} on {found['device']}, {found['ranks']} rank(s)",
-        f"memory    {memory / 1e9:.2f} GB at the most in these steps, {free / 1e9:.1f} GB more were free for each "
-        f"rank; the data take {found['data_bytes'] / 1e9:.2f} GB, data.store is {found['store']}",
+        f"memory    about {memory / 1e9:.2f} of {free / 1e9:.1f} GB a rank in a step{tight}; data: "
+        f"{found['data_bytes'] / 1e6:.1f} MB, data.store is {found['store']}",
         f"disk      {found['checkpoint_bytes'] / 1e6:.0f} MB for checkpoints in {found['run_dir']}, "
         f"{found['free_disk_bytes'] / 1e9:.1f} GB free",
-        f"time      {found['seconds_per_step']:.3g} s a step, {found['steps_per_epoch']} steps and about "
+        f"time      {found['seconds_per_step']:.3g} s a step (by {found['structures_tried']} structures at a time), "
+        f"{found['steps_per_epoch']} steps and about "
         f"{_span(found['seconds_per_epoch'])} an epoch; {found['epochs']} epochs{seeds}: about "
         f"{_span(found['seconds'])}{end}",
         "ready: nothing was written; start it with the same command without --check",
@@ -120,14 +139,11 @@ def _store(
     return kind, size_of(dataset, layout, range(len(dataset)))[0]
 
 
-def _steps(trainer: Trainer, ranks: Ranks) -> tuple[float, int]:
-    """Mean seconds of a step, and the bytes that were free for this rank before the first one. Collective.
+def _steps(trainer: Trainer, ranks: Ranks) -> float:
+    """Mean seconds of a step. Collective.
 
     Raises DivergedError for a step that is not finite, EnvironmentFault for one that does not fit into a GPU's memory.
     """
-    free = _free(trainer, ranks)
-    if trainer.engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     trainer.objective.train()
     taken: list[float] = []
     began = time.monotonic()
@@ -151,19 +167,7 @@ def _steps(trainer: Trainer, ranks: Ranks) -> tuple[float, int]:
             if len(taken) == STEPS or ranks.broadcast(time.monotonic() - began > SECONDS):
                 break
     counted = taken[1:] or taken
-    return max(ranks.all_gather(sum(counted) / len(counted))), free
-
-
-def _free(trainer: Trainer, ranks: Ranks) -> int:
-    if trainer.engine.device.type == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    return free_memory(ranks.world.local_world_size)
-
-
-def _peak(trainer: Trainer) -> int:
-    """Bytes: of the GPU, or of this process."""
-    on_gpu = trainer.engine.device.type == "cuda"
-    return int(torch.cuda.max_memory_allocated()) if on_gpu else status_bytes("VmHWM")
+    return max(ranks.all_gather(sum(counted) / len(counted)))
 
 
 def _check_place(run_dir: Path, above: Path, room: int, need: int) -> None:

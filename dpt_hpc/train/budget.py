@@ -72,6 +72,11 @@ class DeviceMemory(Memory):
         return torch.cuda.max_memory_allocated(self._device) - self._before
 
 
+def memory_of(device: torch.device, ranks: Ranks) -> Memory:
+    """That of the device on which this rank trains."""
+    return DeviceMemory(device) if device.type == "cuda" else HostMemory(ranks.node.size)
+
+
 class EdgeBudget:
     """Sets `sampler.edge_budget`: to what the config says, or (auto) to what the first steps show to fit.
 
@@ -93,8 +98,7 @@ class EdgeBudget:
     def watch(self, memory: Memory | None = None) -> None:
         """Begin to measure, if there is something to learn; before an epoch's steps. memory: the device's."""
         if self.steps_to_learn:
-            on_gpu = self._device.type == "cuda"
-            self._memory = memory or (DeviceMemory(self._device) if on_gpu else HostMemory(self._ranks.node.size))
+            self._memory = memory or memory_of(self._device, self._ranks)
             self._edges = 0  # those of an earlier epoch do not belong to the peak that begins now
 
     def learn(self, edges: int) -> bool:
