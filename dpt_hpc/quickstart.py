@@ -15,7 +15,7 @@ PACKAGE = Path(dpt_hpc.__file__).parent
 def shipped(name: str) -> Path:
     """A folder that ships with dpt_hpc: inside an installed package, or beside it in a checkout."""
     beside = PACKAGE.parent / name
-    inside = PACKAGE / ("job_files" if name == "launch" else name)  # launch is a module there
+    inside = PACKAGE / ("job_files/launch" if name == "launch" else name)  # launch itself is a module there
     return inside if inside.is_dir() else beside
 
 

@@ -103,7 +103,7 @@ def test_wheel_holds_the_package_its_data_and_its_command(wheel: Path) -> None:
     assert "dpt_hpc/_C.pyi" in names
     assert [n for n in names if n.startswith("dpt_hpc/_C.") and n.endswith(".so")]
     assert "dpt_hpc/configs/quickstart/pretrain.yaml" in names
-    assert "dpt_hpc/job_files/slurm.sbatch" in names
+    assert "dpt_hpc/job_files/launch/slurm.sbatch" in names
     assert "dpt_hpc/data/catalog/datasets.yaml" in names
     assert [n for n in names if n.startswith("dpt_hpc/sample/") and n.endswith(".h5")], "the quickstart's data"
     assert [n for n in names if n.endswith("licenses/LICENSE")]
