@@ -152,7 +152,7 @@ def test_a_finished_run_is_shown_whole(finished: tuple[Options, Path]) -> None:
     assert forces == {"train": [1, 2, 3], "validation": [0, 1, 2, 3]}
     steps = charts["loss"]["lines"][0]["points"]
     assert [x for x, _ in steps] == pytest.approx([i / 5 for i in range(1, 16)], rel=1e-4)
-    assert (shown["done"], shown["end"], shown["error"], shown["skipped"]) == (1.0, None, None, [])
+    assert (shown["done"], shown["left"], shown["error"], shown["skipped"]) == (1.0, None, None, [])
 
 
 def test_any_other_number_of_the_log_has_a_chart(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ function tick() {
   state.className = stateClass(text);
   const words = [];
   if (run?.reading) words.push(`reading the log, ${Math.round(100 * run.reading)} % to go`);
-  if (run?.end) words.push(`ends about ${clock(run.end - skew)}`);
+  if (run?.left) words.push(`ends about ${clock(Date.now() / 1000 + run.left)}`);
   if (run?.time) words.push(`last record ${run.state === "running" ? ago(Date.now() / 1000 + skew - run.time) : clock(run.time - skew)}`);
   write("end", words.join(", "));
 }

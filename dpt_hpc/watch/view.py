@@ -19,14 +19,8 @@ from dpt_hpc.watch.thinned import thinned
 Points = list[tuple[float, float]]
 Record = Mapping[str, Any]
 
-TITLES = {
-    "structures_per_second": "Structures per second",
-    "atoms_per_second": "Atoms per second",
-    "edges_per_second": "Edges per second",
-    "seconds": "Seconds of training in an epoch",
-    "grad_norm": "Gradient norm",
-}
-"""Names of numbers in the log; any other number that it holds is shown under its own."""
+TITLES = {"grad_norm": "Gradient norm", "seconds": "Seconds of training in an epoch"}
+"""Names of numbers in the log; any other number that it holds, now or later, is shown under its own."""
 
 
 def view(run: Run, log: Log, *, running: bool) -> dict[str, Any]:
@@ -39,7 +33,7 @@ def view(run: Run, log: Log, *, running: bool) -> dict[str, Any]:
         "subject": subject(run) if run.config else "",
         "command": str(run.environment.get("command") or ""),
         "done": 1.0 if run.finished else min(1.0, log.step / total) if total else None,
-        "end": log.time + left if running and left is not None else None,
+        "left": left if running else None,
         "time": log.time or None,
         "reading": log.behind,
         "numbers": [[name, value, note] for name, value, note in _numbers(run, log, total, left)],
@@ -106,17 +100,13 @@ def _numbers(run: Run, log: Log, total: int, left: float | None) -> Iterable[tup
             at_best = metric(best, "validation", q.metric) if best is not None else None
             note = "" if at_best is None or best is None else f"{number(at_best * q.error_factor)} at the best epoch"
             yield f"{q.name}, validation", quantity(value * q.error_factor, q.error_unit), note
-    rates = ["structures_per_second", "edges_per_second", "atoms_per_second"]
-    for name in rates:
-        points = log.steps[name].points if name in log.steps else []
-        value = points[-1][1] if points else last.get(name)
-        if is_finite(value):
-            yield TITLES[name], number(value), ""
+    for name in (name for name in _names(run, log) if name.endswith("_per_second")):
+        yield _title(name), number(_latest(name, log, last)), ""
     if is_finite(last.get("data_wait")):
         yield "Without data", percent(100 * last["data_wait"], 1).lstrip("+"), "of the last epoch"
     if is_finite(metric(last, "imbalance", "mean")):
         yield "Imbalance", number(last["imbalance"]["mean"], 4), "fullest rank over the mean"
-    rate = log.steps["learning_rate"].points[-1][1] if "learning_rate" in log.steps else last.get("learning_rate")
+    rate = _latest("learning_rate", log, last)
     if is_finite(rate):
         yield "Learning rate", plain(float(f"{rate:.3g}")), ""
 
@@ -156,18 +146,30 @@ def _charts(run: Run, log: Log) -> Iterable[dict[str, Any]]:
     ]
     yield chart("waiting", "Waiting", waits, "%", log=False)
     shown = {"kind", "epoch", "step", "time", "loss", "learning_rate", "data_wait"}
-    names = dict.fromkeys(
-        [*TITLES, *log.steps, *(name for r in run.epochs[-1:] for name, v in r.items() if is_finite(v))]
-    )
-    for name in (name for name in names if name not in shown):
-        title = TITLES.get(name) or name.replace("_", " ").capitalize()
+    for name in (name for name in _names(run, log) if name not in shown):
         lines = [_line("single steps", "first", of_steps(name), faint=True)]
         lines.append(_line("epochs", "first", of_epochs(partial(_field, name))))
-        yield chart(name, title, lines, log=name == "grad_norm")
+        yield chart(name, _title(name), lines, log=name == "grad_norm")
+
+
+def _latest(name: str, log: Log, last: Record) -> Any:
+    """Of the last steps, else of the last epoch."""
+    points = log.steps[name].points if name in log.steps else []
+    return points[-1][1] if points else last.get(name)
 
 
 def _field(name: str, record: Record) -> Any:
     return record.get(name)
+
+
+def _names(run: Run, log: Log) -> list[str]:
+    """Every number that steps or epochs have, rates first."""
+    names = dict.fromkeys([*log.steps, *(name for r in run.epochs[-1:] for name, v in r.items() if is_finite(v))])
+    return sorted(names, key=lambda name: not name.endswith("_per_second"))
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name) or name.replace("_", " ").capitalize()
 
 
 def _excess(record: Record) -> float | None:
