@@ -5,14 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import math
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -202,6 +200,17 @@ def test_runs_that_begin_later_are_found(tmp_path: Path, monkeypatch: pytest.Mon
     assert [row["name"] for row in folder.look(None)["runs"]] == ["seed_9", "seed_10"]
 
 
+def test_a_finished_run_that_goes_on_to_more_epochs_is_not_finished(
+    finished: tuple[Options, Path], tmp_path: Path
+) -> None:
+    run_dir = Path(copytree(finished[1], tmp_path / "run"))
+    facts = json.loads((run_dir / "run.json").read_text())
+    del facts["finished"]  # as when it is resumed; results.json is still there
+    (run_dir / "run.json").write_text(json.dumps(facts))
+    state = Folder(run_dir).look(None)
+    assert state["runs"][0]["state"] == "not finished"
+
+
 def test_a_damaged_file_is_told_in_the_place_of_the_run(tmp_path: Path) -> None:
     append(tmp_path / "metrics.jsonl", step(1))
     (tmp_path / "run.json").write_text("{")
@@ -258,17 +267,6 @@ def test_beyond_this_machine_every_request_needs_the_token(finished: tuple[Optio
         assert ask(server, f"/{token}/", Host="example.org")[0] == 421
     with served(finished[1]) as server:
         assert not server.token
-
-
-def test_ctrl_c_ends_it_in_peace(finished: tuple[Options, Path]) -> None:
-    command = [sys.executable, "-m", "dpt_hpc", "watch", str(finished[1])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
-        assert watching.stdout is not None
-        line = watching.stdout.readline()
-        assert " at http://127.0.0.1:" in line
-        watching.send_signal(signal.SIGINT)
-        _, errors = watching.communicate()
-    assert (watching.returncode, errors) == (0, "")
 
 
 def test_what_cannot_be_watched_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

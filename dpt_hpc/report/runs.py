@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from dpt_hpc.errors import DataError
+from dpt_hpc.plain_text import from_json, from_yaml
 from dpt_hpc.report.accuracy import Predictions
-
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""As safe as yaml.safe_load, and ten times as fast where PyYAML has libyaml: a suite has hundreds of runs."""
 
 PARTS = ("test", "validation", "train")
 """Parts of a split, the most telling first."""
@@ -65,7 +60,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return bool(self.results) or bool(self.environment.get("finished"))
+        """Whether it has come to its end, and does not go on to more epochs."""
+        return "finished" in self.environment if "started" in self.environment else bool(self.results)
 
     @property
     def objective(self) -> Mapping[str, Any]:
@@ -152,7 +148,7 @@ def _load(path: Path, name: str) -> Run | FineTuning:
         runs = tuple((seed, load_run(p, f"{name}/{p.name}")) for seed, p in seeds)
         planned = runs[0][1].config.get("seeds")
         expected = len(planned) if isinstance(planned, list) else len(runs)
-        return FineTuning(path, name, _json(path / "results.json"), runs, expected)
+        return FineTuning(path, name, read_json(path / "results.json"), runs, expected)
     if not any((path / f).exists() for f in ("config.yaml", "run.json", "metrics.jsonl", "results.json")):
         raise DataError(
             f"run {path}: holds no run: no config.yaml, run.json, metrics.jsonl, results.json or seed_<n> folder.\n"
@@ -179,14 +175,14 @@ def load_run(path: Path, name: str) -> Run:
 
 def facts_of(path: Path, name: str) -> Run:
     """A run without its log and its predictions: the small files of its directory."""
-    environment = _json(path / "run.json")
+    environment = read_json(path / "run.json")
     noted = environment.get("dataset")
     return Run(
         path=path,
         name=name,
         config=_yaml(path / "config.yaml"),
         environment=environment,
-        results=_json(path / "results.json"),
+        results=read_json(path / "results.json"),
         epochs=(),
         steps=(),
         cut=False,
@@ -209,7 +205,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = from_json(line)
         except ValueError as error:
             if number == len(lines):  # no newline after it
                 return records, True
@@ -247,7 +243,7 @@ def _source(noted: Mapping[str, Any], run: Path) -> Source:
     manifest: Mapping[str, Any] = {}
     if found is not None:
         try:
-            manifest = _json(found)
+            manifest = read_json(found)
         except DataError:
             manifest = {}  # the report is about the run: a dataset that is being rewritten must not stop it
     structures = noted.get("structures")
@@ -275,15 +271,16 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise nearly anything for a damaged file
         raise DataError(f"{path}: cannot be read: {error}.\nEvaluate the run again, or delete the file.") from None
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file; {} where it is missing or holds another value. Raises DataError for a damaged one."""
     if not path.exists():
         return {}
     try:
-        return _mapping(json.loads(path.read_text(encoding="utf-8")))
+        return _mapping(from_json(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}).\nRestore the file, or leave this run out.") from None
 
@@ -292,8 +289,8 @@ def _yaml(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        return _mapping(yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER))
-    except (yaml.YAMLError, ValueError) as error:
+        return _mapping(from_yaml(path.read_text(encoding="utf-8")))
+    except ValueError as error:
         raise DataError(f"{path}: not valid YAML.\n{error}") from None
 
 
