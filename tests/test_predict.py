@@ -23,6 +23,7 @@ from test_cli import fails
 
 import dpt_hpc
 from dpt_hpc.cli import run_command_line
+from dpt_hpc.data.progress import Progress, count_structures
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
 from dpt_hpc.models import predict_noise
 from dpt_hpc.structure import Batch, Structure
@@ -31,7 +32,6 @@ from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.use import as_structure
-from dpt_hpc.data.progress import Progress, count_structures
 
 CU = {"lattice": Lattice.cubic(3.6), "species": ["Cu"] * 4}
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]

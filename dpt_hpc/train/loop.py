@@ -114,8 +114,7 @@ class Trainer:
                 self.save(monitor, best=False)
             self._finish_saving()
             raise Interrupted(
-                f"{stop}: all is saved up to step {self.step}.\n"
-                f"{signals.how_to_go_on(stop.exit_code)}"
+                f"{stop}: all is saved up to step {self.step}.\n{signals.how_to_go_on(stop.exit_code)}"
             ) from None
         finally:
             self.writer.wait()  # whatever ends the run, the checkpoint in flight is not lost

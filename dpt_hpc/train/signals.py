@@ -18,7 +18,7 @@ EXIT_REQUEUE = 75
 """EX_TEMPFAIL of sysexits.h: all is saved; start the same command again, with --resume."""
 EXIT_INTERRUPTED = 130
 """What shells give to Ctrl-C: nobody starts it again."""
-SAVING = b"stopping: the step at hand is finished and saved; Ctrl-C once more ends at once, with what was saved before\n"
+SAVING = b"stopping: the step at hand is finished and saved; Ctrl-C once more ends at once, saving nothing more\n"
 
 _received: str | None = None
 _starting = _accompanied = _peers = False
