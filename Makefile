@@ -37,7 +37,7 @@ ifneq (cuda=$(DPT_HPC_CUDA),$(shell cat $(KERNELS) 2>/dev/null))
 $(KERNELS): again
 endif
 
-.PHONY: help quickstart test setup pyg slurm mpich browser bench lint format cuda cudatorch clean again
+.PHONY: help quickstart test setup pyg slurm mpich browser docs bench lint format cuda cudatorch clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,11 @@ browser: setup ## Chromium for the tests of report and live view (Debian and Ubu
 	  $$as_root apt-get update -qq; \
 	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
+docs: setup ## the documentation in build/docs: warnings are errors, and no page asks anything of the network
+	@$(BIN)/pip install -qq --group docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "== The documentation: build/docs/index.html"
+
 # The data of ../shared/data where it is there, else what ships with dpt_hpc. One core first, then all of them.
 bench: setup ## the benchmarks, on this machine, beside other packages: tables and a plot in build/bench
 	@$(BIN)/pip install -qq --group peers
@@ -122,6 +127,17 @@ bench: setup ## the benchmarks, on this machine, beside other packages: tables a
 	  PYTHON=$(CURDIR)/$(BIN)/python OUT=build/bench bash benchmarks/gpu.sh || echo "Not all of it ran: build/bench/gpu.json says why."; \
 	fi
 	@$(BIN)/python benchmarks/summary.py build/bench
+
+fuzz: setup ## ten thousand spoilt files over all readers, from fresh seeds; the table in benchmarks/results/fuzz.md (half an hour)
+	@$(BIN)/python tests/fuzz_long.py --out benchmarks/results/fuzz.md
+
+sanitize: setup ## the kernels' tests, and nasty numbers, under the address and undefined-behaviour sanitizers (minutes to compile)
+	@echo "== The extension with sanitizers, in build/sanitize"
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	cmake -S . -B build/sanitize -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=None -DDPT_HPC_CUDA=OFF -DDPT_HPC_SANITIZE=ON \
+	  -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" >/dev/null; \
+	cmake --build build/sanitize >build/sanitize/log 2>&1 || { cat build/sanitize/log; exit 1; }
+	@$(BIN)/python tests/sanitized.py
 
 lint: $(ENVIRONMENT) ## what must be clean before a change lands: ruff, mypy --strict, clang-format, shellcheck
 	$(BIN)/ruff check .
