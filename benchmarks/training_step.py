@@ -42,7 +42,8 @@ def worker(arguments: argparse.Namespace) -> None:
     """Answers each line on stdin with one step and its measurements on stdout."""
     torch.set_num_threads(arguments.threads[0])
     step = TrainingStep(build(arguments.models[0], arguments.worker))
-    batch: Batch = torch.load(arguments.batch, weights_only=False)
+    torch.serialization.add_safe_globals([Batch])
+    batch: Batch = torch.load(arguments.batch, weights_only=True)
     step(Batch.from_structures([_first(batch)]))
     before = reset_peak()
     step(batch)

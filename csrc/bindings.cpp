@@ -135,23 +135,19 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
-  m.attr("level") = "baseline";
-  bind<dpt::Baseline>(m.def_submodule("baseline"));
-#if defined(__x86_64__)
-  const bool v3 = __builtin_cpu_supports("x86-64-v3");
-  const bool v4 = v3 && __builtin_cpu_supports("x86-64-v4");
-  if (v3) bind<dpt::V3>(m.def_submodule("v3"));
-  if (v4) bind<dpt::V4>(m.def_submodule("v4"));
-  if (v4) {
-    m.attr("level") = "v4";
-    bind<dpt::V4>(m);
-  } else if (v3) {
-    m.attr("level") = "v3";
-    bind<dpt::V3>(m);
-  } else {
-    bind<dpt::Baseline>(m);
-  }
-#else
-  bind<dpt::Baseline>(m);
+  void (*highest)(py::module_) = nullptr;
+  const auto offer = [&](const char* level, bool runs_here, void (*bind_level)(py::module_)) {
+    if (!runs_here) return;
+    bind_level(m.def_submodule(level));
+    m.attr("level") = level;
+    highest = bind_level;
+  };
+  offer("baseline", true, bind<dpt::Baseline>);
+#if defined(DPT_HAS_V3)
+  offer("v3", __builtin_cpu_supports("x86-64-v3"), bind<dpt::V3>);
 #endif
+#if defined(DPT_HAS_V4)
+  offer("v4", __builtin_cpu_supports("x86-64-v3") && __builtin_cpu_supports("x86-64-v4"), bind<dpt::V4>);
+#endif
+  highest(m);
 }

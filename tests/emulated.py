@@ -84,19 +84,24 @@ def load() -> ModuleType:
     return module
 
 
-def run_again(sanitizer: str, test_files: Iterable[Path], *options: str) -> None:
-    """The tests of some files once more, in a process that a sanitizer watches: address (and undefined behaviour), or
-    thread, where each thread of a kernel is one of the machine."""
+def watched(sanitizer: str) -> dict[str, str]:
+    """The variables of a process that a sanitizer watches."""
     library = {"address": "libasan.so", "thread": "libtsan.so"}[sanitizer]
     # A sanitizer looks for the exceptions of C++ when it is loaded, and the interpreter brings none.
     queries = [[COMPILER, f"-print-file-name={name}"] for name in (library, "libstdc++.so.6")]
     libraries = [subprocess.run(q, check=True, capture_output=True, text=True).stdout.strip() for q in queries]
-    environment = os.environ | {
-        SANITIZER: sanitizer,
+    return {
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+        "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1",
     }
+
+
+def run_again(sanitizer: str, test_files: Iterable[Path], *options: str) -> None:
+    """The tests of some files once more, in a process that a sanitizer watches: address (and undefined behaviour), or
+    thread, where each thread of a kernel is one of the machine."""
+    environment = os.environ | {SANITIZER: sanitizer} | watched(sanitizer)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, *map(str, test_files)]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

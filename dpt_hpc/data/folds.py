@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import DataError
+from dpt_hpc.plain_text import from_json
 
 FOLDS = 5
 PARTS = ("train", "test")
@@ -81,7 +82,7 @@ def check_order(ids: Sequence[str]) -> None:
 
 def _task_of(tasks: Mapping[str, Any], path: str, task: str | None, num_structures: int) -> str:
     """`task`, or the only one with so many structures; DataError if it cannot be that of such a dataset."""
-    sizes = {name: sum(len(part) for part in folds["fold_0"].values()) for name, folds in tasks.items()}
+    sizes = {name: sum(len(folds["fold_0"][part]) for part in PARTS) for name, folds in tasks.items()}
     if task is None:
         fitting = [name for name, size in sizes.items() if size == num_structures]
         if len(fitting) != 1:
@@ -107,13 +108,14 @@ def _task_of(tasks: Mapping[str, Any], path: str, task: str | None, num_structur
 def _read(path: str) -> Mapping[str, Any]:
     try:
         content = Path(path).read_bytes()
-        found = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        found = from_json(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
         tasks = found.get("splits", found)  # the official file has more than the splits
         parts = [folds[f"fold_{k}"][part] for folds in tasks.values() for k in range(FOLDS) for part in PARTS]
-        assert all(len(names) for names in parts)
+        if not all(isinstance(names, list) and names and all(isinstance(n, str) for n in names) for names in parts):
+            raise ValueError
     except OSError as error:
         raise DataError(f"data.split.matbench: {path}: {error.strerror or error}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, EOFError):
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error):
         raise DataError(
             f"data.split.matbench: {path}: not a validation file of Matbench: expected tasks with folds fold_0 to "
             "fold_4, each with train and test.\nGive matbench_v0.1_validation.json."

@@ -5,7 +5,6 @@ First by reduced composition, in one pass over both datasets, then those of like
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.tables import Indices
 from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.plain_text import from_json
 
 By = Literal["structure", "composition"]
 Progress = Callable[[int, int], None]
@@ -204,8 +204,11 @@ def part_tested_by(run: Path, downstream: Dataset) -> Indices:
         )
     wanted: set[str] = set()
     for file in files:
-        with np.load(file) as parts:
-            wanted.update(parts["test"].tolist())
+        try:
+            with np.load(file, allow_pickle=False) as parts:
+                wanted.update(map(str, parts["test"].tolist()))
+        except Exception as error:  # numpy and zipfile raise nearly anything for a damaged file
+            raise DataError(f"{file}: cannot be read: {error}.\nRestore the file, or name another run.") from None
     place = {name: i for i, name in enumerate(downstream.structure_ids.tolist())}
     if missing := wanted - place.keys():
         raise DataError(
@@ -221,7 +224,7 @@ def read_exclusion(path: str, dataset: Dataset) -> Indices:
     Raises ConfigError for a file that is not there or not of this form, DataError for ids that the dataset has not got.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = from_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"data.exclude {path}: cannot be read: {error.strerror}.") from None
     except ValueError as error:

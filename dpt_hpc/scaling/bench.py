@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpt_hpc.errors import ConfigError
+from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.scaling.measure import measure
 from dpt_hpc.scaling.predict import Mode, Network
 from dpt_hpc.scaling.result import Clock, join_records, keep_record, predicted, read_records, record_path
@@ -94,8 +94,14 @@ def conclude(
     records = read_records(out, mode, counts)
     if not records:
         raise ConfigError(f"--out {out}: holds no measurement of {mode} scaling.\nMeasure first, with --ranks 1,2.")
-    result = join_records(records)
-    if predict:
-        result = predicted(result, np.load(out / "edges.npy"), network, conditions, clock)
+    try:
+        result = join_records(records)
+        if predict:
+            edges = np.load(out / "edges.npy", allow_pickle=False)
+            result = predicted(result, edges, network, conditions, clock)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+        raise DataError(
+            f"--out {out}: what was measured there cannot be joined: {error!r}.\nMeasure again, into another folder."
+        ) from None
     write_json(out / f"scaling_{mode}.json", result)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpt_hpc.errors import ConfigError
+from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.plain_text import from_json
 from dpt_hpc.scaling.imbalance import SimulatedImbalance
 from dpt_hpc.scaling.predict import RANKS, Conditions, Network, Work, as_json, predict_curve, predict_step
 from dpt_hpc.train.monitor import write_json
@@ -164,6 +164,15 @@ def predicted(
 
 
 def read_records(out: Path, mode: str, ranks: Sequence[int] = ()) -> list[Record]:
-    """The measurements that lie in `out`; those of `ranks` alone, if any are given."""
-    found = [json.loads(path.read_text()) for path in sorted(out.glob(f"{mode}_[0-9]*.json"))]
+    """The measurements that lie in `out`; those of `ranks` alone, if any are given. Raises DataError for a damaged
+    one."""
+    found = []
+    for path in sorted(out.glob(f"{mode}_[0-9]*.json")):
+        try:
+            record = from_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read: {error}.\nMeasure again, or delete the file.") from None
+        if not isinstance(record, dict) or not isinstance(record.get("ranks"), int) or record["ranks"] < 1:
+            raise DataError(f"{path}: holds no measurement of some ranks.\nMeasure again, or delete the file.")
+        found.append(record)
     return [record for record in found if not ranks or record["ranks"] in ranks]

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from dpt_hpc.errors import DataError
+from dpt_hpc.plain_text import from_yaml
 from dpt_hpc.suite.plan import FinetuneCell, PretrainCell
 from dpt_hpc.suite.records import FREE, pretraining_record, without_roots
 from dpt_hpc.suite.weights import UNRECORDED, began_from, fault_of, finetuning_record
@@ -156,7 +156,7 @@ def _differing(what: str, units: list[Unit], values: Iterable[Hashable]) -> list
 
 def _settings(cell: PretrainCell | FinetuneCell, path: Path) -> dict[str, Any]:
     """The resolved config of a run, every default spelled out, without the directories of the machine it ran on."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    raw = from_yaml(path.read_text(encoding="utf-8")) or {}
     with suppress(ValidationError):  # of another version: kept as it is
         raw = type(cell.config).model_validate(raw).model_dump(mode="json")
     raw.pop("run_dir", None)

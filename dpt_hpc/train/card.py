@@ -20,6 +20,7 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.errors import DataError
 from dpt_hpc.models import ModelOptions, model_options
+from dpt_hpc.plain_text import from_yaml
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, PropertyOptions
 
@@ -89,11 +90,11 @@ class ModelCard:
     def parse(cls, text: str, place: Path) -> ModelCard:
         """The card that `text` is. Raises DataError, naming `place`, if it is none of this version."""
         try:
-            content = yaml.safe_load(text)
+            content = from_yaml(text)
             options = model_options(content["model"])
             elements = tuple(SYMBOLS.index(symbol) for symbol in content["elements"])
             parts = {name: content.get(name) or {} for name in ("trained_on", "training", "config", "made")}
-        except (TypeError, KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        except (TypeError, LookupError, ValueError, AttributeError) as error:
             raise DataError(f"{place}: not a model card of this version of dpt_hpc: {error}") from None
         if wrong := [name for name, part in parts.items() if not isinstance(part, dict)]:
             raise DataError(f"{place}: not a model card of this version of dpt_hpc: {wrong[0]} is not a mapping")

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import EnergyModel, build_model
+from dpt_hpc.plain_text import from_json
 from dpt_hpc.train.card import ModelCard
 from dpt_hpc.train.durable import fsync
 
@@ -37,6 +38,10 @@ CARD = "model.yaml"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.pt"
 MANIFEST = "manifest.json"
+
+DIGEST = "sha256"
+"""Key in the header of an exported model."""
+GET_AGAIN = "Export the model again, or get it again from where it came."
 
 FORMAT = 2
 """1 held the optimiser as its engine wrote it, sharded over the ranks of the run."""
@@ -89,8 +94,18 @@ def model_files(card: ModelCard, weights: Mapping[str, Tensor]) -> dict[str, byt
 
 
 def single_file(card: ModelCard, weights: Mapping[str, Tensor]) -> bytes:
-    """A model in one file: safetensors with the card in its header."""
-    return safetensors_bytes(_plain(weights), metadata={CARD: card.text()})
+    """A model in one file: safetensors with the card, and a digest of weights and card, in its header."""
+    text = card.text()
+    return safetensors_bytes(_plain(weights), metadata={CARD: text, DIGEST: _digest(text, _plain(weights))})
+
+
+def _digest(card: str, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a card and of names, types, shapes and bytes of weights."""
+    found = hashlib.sha256(card.encode())
+    for name, weight in sorted(weights.items()):
+        found.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        found.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -99,8 +114,8 @@ def damage(checkpoint: Path) -> str | None:
     Raises ConfigError for one of an earlier format.
     """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
-        entries = manifest["files"].items()
+        manifest = from_json((checkpoint / MANIFEST).read_bytes())
+        entries = {name: (int(e["bytes"]), str(e["sha256"])) for name, e in manifest["files"].items()}
     except FileNotFoundError:
         if (checkpoint / STATE).exists() and not (checkpoint / OPTIMIZER).exists():
             raise ConfigError(
@@ -117,14 +132,16 @@ def damage(checkpoint: Path) -> str | None:
             f"checkpoint {checkpoint}: of format {manifest.get('format')}, this version reads format {FORMAT}.\n"
             "Resume with the version of dpt_hpc that wrote it."
         )
-    for name, expected in entries:
+    if set(entries) != {WEIGHTS, CARD, OPTIMIZER, STATE}:
+        return f"{MANIFEST} lists other files than those of a checkpoint: {', '.join(entries) or 'none'}"
+    for name, (size, digest) in entries.items():
         try:
             content = (checkpoint / name).read_bytes()
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
-        if len(content) != expected["bytes"]:
-            return f"{name} has {len(content)} bytes, expected {expected['bytes']}"
-        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        if len(content) != size:
+            return f"{name} has {len(content)} bytes, expected {size}"
+        if hashlib.sha256(content).hexdigest() != digest:
             return f"{name} has changed since it was written"
     return None
 
@@ -179,8 +196,9 @@ def weights_file(path: str | Path) -> Path:
 
 
 def load_card(path: str | Path) -> ModelCard:
-    """The card of a checkpoint, run or exported model. Raises DataError if it is none of this version."""
+    """The card of a checkpoint, run or exported model. Raises DataError if it is none of this version, or damaged."""
     checkpoint = find_checkpoint(path)
+    _check_unchanged(checkpoint, CARD)
     text = _header(checkpoint).get(CARD) if checkpoint.is_file() else None
     if text is not None:
         return ModelCard.parse(text, checkpoint)
@@ -194,10 +212,14 @@ def load_card(path: str | Path) -> ModelCard:
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The exported weights of a checkpoint, run or exported model. Raises DataError for a damaged file."""
     file = weights_file(path)
+    _check_unchanged(file.parent, WEIGHTS)
     try:
         weights: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
         raise _damaged(file, error) from None
+    header = _header(file)  # files of early versions have no digest
+    if DIGEST in header and header[DIGEST] != _digest(header.get(CARD, ""), weights):
+        raise DataError(f"{file}: has changed since it was exported.\n{GET_AGAIN}")
     return weights
 
 
@@ -220,10 +242,21 @@ def load_model(path: str | Path, dtype: torch.dtype | None = None) -> EnergyMode
     except (KeyError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{weights_file(path)}: not the weights of the network that its card describes: {first} ...\n"
-            "Export the model again, or get it again from where it came."
+            f"{weights_file(path)}: not the weights of the network that its card describes: {first} ...\n{GET_AGAIN}"
         ) from None
     return model.eval()
+
+
+def _check_unchanged(checkpoint: Path, name: str) -> None:
+    """Raises DataError if the manifest beside a file of a checkpoint says that it was another one."""
+    try:
+        expected = from_json((checkpoint / MANIFEST).read_bytes())["files"][name]["sha256"]
+    except (OSError, NotADirectoryError):  # an exported model has none
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"checkpoint {checkpoint}: {MANIFEST} cannot be read: {error!r}.\n{GET_AGAIN}") from None
+    if hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() != expected:
+        raise DataError(f"checkpoint {checkpoint}: {name} has changed since it was written.\n{GET_AGAIN}")
 
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -240,9 +273,7 @@ def _header(file: Path) -> dict[str, str]:
 
 
 def _damaged(file: Path, error: SafetensorError) -> DataError:
-    return DataError(
-        f"{file}: not a whole safetensors file: {error}.\nExport the model again, or get it again from where it came."
-    )
+    return DataError(f"{file}: not a whole safetensors file: {error}.\n{GET_AGAIN}")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,10 +9,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from dpt_hpc.errors import ConfigError, did_you_mean
+from dpt_hpc.plain_text import from_yaml
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
@@ -48,7 +48,7 @@ def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
         "finetune": FinetuneConfig,
     }
     task = _read(path).get("task")
-    if task not in kinds:
+    if not isinstance(task, str) or task not in kinds:
         near = did_you_mean(str(task), kinds)
         raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(kinds)}.{near}")
     return kinds[task]
@@ -66,12 +66,12 @@ def check_config(raw: dict[str, Any], kind: type[AnyOptions], source: str) -> An
 def _read(path: str | Path) -> dict[str, Any]:
     """What the YAML file says. Raises ConfigError if it cannot be read, or is no mapping."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = from_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config {path}: no such file.") from None
     except OSError as error:
         raise ConfigError(f"config {path}: cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"config {path}: not valid YAML.\n{error}") from None
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"expected a mapping of options, got {type(raw).__name__}"
@@ -90,8 +90,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {'.'.join(parents[: i + 1])} is a value, not a group of options.")
     try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+        node[last] = from_yaml(value)
+    except ValueError:
         raise ConfigError(f"--set {override}: {value!r} is not valid YAML.") from None
 
 

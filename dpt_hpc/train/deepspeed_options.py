@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt_hpc.errors import ConfigError
+from dpt_hpc.plain_text import from_json
 
 ZERO_3 = (
     "stage 3 of ZeRO cannot train on forces: its hooks free a layer's weights after one backward pass, but the forces "
@@ -46,11 +47,13 @@ def read_deepspeed_options(path: str | None, zero_stage: int) -> dict[str, Any]:
     if path is None:
         return {"zero_optimization": {"stage": zero_stage}}
     try:
-        content = json.loads(Path(path).read_text())
+        content = from_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"engine.deepspeed: {path} cannot be read: {error.strerror}.") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"engine.deepspeed: {path}:{error.lineno}: not valid JSON: {error.msg}.") from None
+    except ValueError as error:
+        raise ConfigError(f"engine.deepspeed: {path}: not valid JSON: {error}.") from None
     if not isinstance(content, dict) or not isinstance(content.get("zero_optimization", {}), dict):
         raise ConfigError(f"engine.deepspeed: {path}: expected an object, as in configs/deepspeed/zero1.json.")
     for key in content:

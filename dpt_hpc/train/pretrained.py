@@ -6,11 +6,11 @@ import json
 import math
 from pathlib import Path
 
-import yaml
-
-from dpt_hpc.errors import ConfigError
+from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.plain_text import from_json
 from dpt_hpc.train.checkpoint import MANIFEST, find_checkpoint
 from dpt_hpc.train.run import finished_to
+from dpt_hpc.train.run_dir import read_settings
 
 
 def find_pretrained(path: str, epochs: int | None) -> Path:
@@ -30,8 +30,7 @@ def find_pretrained(path: str, epochs: int | None) -> Path:
             f"pretrained_epochs is {epochs}, but pretrained {path} is not the directory of a run: no metrics.jsonl.\n"
             "Give the run, not one of its checkpoints, or set pretrained_epochs to null."
         )
-    records = (json.loads(line) for line in log.read_text().splitlines() if '"kind": "epoch"' in line)
-    losses = {record["epoch"]: record["validation"]["loss"] for record in records if record["epoch"] >= 1}
+    losses = _losses(log)
     if epochs not in losses:
         raise ConfigError(
             f"pretrained_epochs is {epochs}, but the run {path} has {max(losses, default=0)} epoch(s).\n"
@@ -49,11 +48,26 @@ def find_pretrained(path: str, epochs: int | None) -> Path:
     return find_checkpoint(kept[-1])
 
 
+def _losses(log: Path) -> dict[int, float | None]:
+    """The validation loss after each epoch. Raises DataError for a damaged log."""
+    losses: dict[int, float | None] = {}
+    for number, line in enumerate(log.read_bytes().splitlines(), 1):
+        if b'"kind": "epoch"' not in line:
+            continue
+        try:
+            record = from_json(line)
+            epoch, loss = int(record["epoch"]), record["validation"]["loss"]
+            losses |= {epoch: None if loss is None else float(loss)} if epoch >= 1 else {}
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{log}:{number}: not the record of an epoch: {error!r}.\nRestore the file.") from None
+    return losses
+
+
 def _check_ended(run: Path, checkpoint: Path) -> None:
     """Raises ConfigError if `run` is the directory of a run that has not come to the last epoch of its config."""
     if not (run / "config.yaml").is_file():
         return  # a checkpoint or an exported model, or checkpoints without their run
-    training = (yaml.safe_load((run / "config.yaml").read_text()) or {}).get("training", {})
+    training = read_settings(run / "config.yaml").get("training") or {}
     if not finished_to(run, training.get("epochs", 1)):
         raise ConfigError(
             f"pretrained {run}: this run has not ended, it lacks the results of its last epoch.\n"

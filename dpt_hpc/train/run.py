@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from dpt_hpc.data.group import agree
@@ -21,6 +20,7 @@ from dpt_hpc.data.split import Split
 from dpt_hpc.errors import ConfigError, EnvironmentFault
 from dpt_hpc.models import Scaling, set_precision
 from dpt_hpc.models.heads import ScalarHead
+from dpt_hpc.plain_text import from_yaml
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.card import ModelCard, describe_training
 from dpt_hpc.train.checkpoint import load_card, load_state, load_weights
@@ -313,7 +313,7 @@ def finished_to(run_dir: Path, epochs: int) -> bool:
     except FileNotFoundError:
         return False
     if "epochs" not in results:  # of an early version; results were written at the end of a run then, too
-        results = (yaml.safe_load((run_dir / "config.yaml").read_text()) or {}).get("training", {})
+        results = (from_yaml((run_dir / "config.yaml").read_text()) or {}).get("training", {})
     return bool(results.get("epochs", 0) >= epochs)
 
 

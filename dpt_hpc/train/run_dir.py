@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dpt_hpc.errors import ConfigError
+from dpt_hpc.errors import ConfigError, DataError
+from dpt_hpc.plain_text import from_json, from_yaml
 from dpt_hpc.train.config import RunConfig
 from dpt_hpc.train.durable import publish_file
 
@@ -37,6 +37,9 @@ digest. compat stands for other options, which are compared.)"""
 
 SAME_ON_RESUME = ("dataset", "pretrained", "excluded", "folds", "denoised")
 """Facts of run.json that a resumed run must find unchanged: what it learns from, and what it is tested on."""
+
+
+RESTORE = "Restore the file from a copy, or start a new run with --set run_dir=DIR."
 
 
 def claim_run_dir(path: Path, config: RunConfig, *, resume: bool) -> None:
@@ -64,7 +67,7 @@ def check_same_sources(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to resume on other data or other pre-trained weights than the run in `path` began with."""
     if not (path / "run.json").exists():
         return
-    before = json.loads((path / "run.json").read_text())
+    before = _kept(path / "run.json", from_json)
     for name in SAME_ON_RESUME:
         if name in before and _digests(before[name]) != _digests(facts.get(name)):
             raise ConfigError(
@@ -84,7 +87,7 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The config.yaml of a run, as it was written."""
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return _kept(path, from_yaml)
 
 
 def changed_options(config: RunConfig, raw: Mapping[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE) -> list[str]:
@@ -110,6 +113,17 @@ def _check_same_options(config: RunConfig, path: Path) -> None:
             "\n".join([f"run {path.parent}: cannot resume with other options.", *changed])
             + "\nRestore them, or start a new run with --set run_dir=DIR."
         )
+
+
+def _kept(path: Path, parse: Callable[[str], Any]) -> Any:
+    """The mapping in a file of a run. Raises DataError for a damaged one."""
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.\n{RESTORE}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds {type(content).__name__}, expected the options or facts of a run.\n{RESTORE}")
+    return content
 
 
 def _digests(sources: Any) -> Any:

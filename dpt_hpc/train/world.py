@@ -121,6 +121,11 @@ def find_world(environment: Mapping[str, str] = os.environ) -> World:
         alone = _alone(environment, hosts) if launcher.name == "srun" else f"{source}: one process"
         return World(node=node, source=alone)
     local_rank = _integer(environment, launcher.local_rank) if launcher.local_rank in environment else 0
+    if not 0 <= local_rank < world_size:
+        raise EnvironmentFault(
+            f"{launcher.name}: {launcher.local_rank}={local_rank}, but {launcher.world_size}={world_size}.\n"
+            "Ranks of a node are counted from 0: one of the two is left over from another job, or set by hand."
+        )
     address, port = _rendezvous(environment, launcher, world_size, hosts)
     return World(rank, local_rank, world_size, node=node, master_address=address, master_port=port, source=source)
 
@@ -187,9 +192,10 @@ def _host_file(environment: Mapping[str, str]) -> list[str]:
         return []
     try:
         lines = Path(path).read_text().split("\n")
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise EnvironmentFault(
-            f"PBS_NODEFILE is {path}, which cannot be read: {error.strerror}.\nStart the ranks inside the PBS job."
+            f"PBS_NODEFILE is {path}, which cannot be read: {reason}.\nStart the ranks inside the PBS job."
         ) from None
     return [line.split()[0] for line in lines if line.strip()]
 
@@ -198,6 +204,8 @@ def _rendezvous(
     environment: Mapping[str, str], launcher: Launcher, world_size: int, hosts: list[str]
 ) -> tuple[str, int]:
     port = _integer({"MASTER_PORT": str(DEFAULT_PORT), **environment}, "MASTER_PORT")
+    if not 0 < port < 65536:
+        raise EnvironmentFault(f"MASTER_PORT is {port}, expected 1 to 65535.\nSet it to a free port of rank 0's host.")
     if "MASTER_ADDR" in environment:
         return environment["MASTER_ADDR"], port
     if launcher.name.startswith("mpi"):

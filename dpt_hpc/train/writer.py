@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -220,6 +221,11 @@ def restore(directory: Path) -> Restored | None:
         return None
     last = directory / LAST
     newest = os.readlink(last) if last.is_symlink() else max(p.name for p in directory.glob("step_*"))
+    if not re.fullmatch(r"step_\d+", newest):
+        raise EnvironmentFault(
+            f"{last}: leads to {newest}, expected a checkpoint beside it.\n"
+            "Let it lead to one of step_*, or delete it: the newest whole one is taken then."
+        )
     damaged: dict[str, str] = {}
     for name in [newest, *sorted((p.name for p in directory.glob("step_*") if p.name < newest), reverse=True)]:
         wrong = damage(directory / name)

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dpt_hpc.data.ingest import IngestOptions
 from dpt_hpc.errors import ConfigError
+from dpt_hpc.plain_text import from_yaml
 
 OURS = Path(__file__).with_name("datasets.yaml")
+
+
+FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$"
+"""A name within a directory, and no way out of it."""
 
 
 class Model(BaseModel):
@@ -24,7 +28,7 @@ class Model(BaseModel):
 class OtherForm(Model):
     """The same records in another file, which a mirror may hold instead (packed, for example)."""
 
-    name: str
+    name: str = Field(pattern=FILE_NAME)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size: int
 
@@ -36,7 +40,7 @@ class RawFile(Model):
     size: bytes, None where it is not known.
     """
 
-    name: str = Field(pattern=r"^[^/\s]+$")
+    name: str = Field(pattern=FILE_NAME)
     url: str | None
     sha256: str | None = Field(pattern="^[0-9a-f]{64}$")
     size: int | None
@@ -148,17 +152,17 @@ class Catalog:
         """The catalog that comes with dpt_hpc, or another one of the same form. Raises ConfigError for a wrong file."""
         path = path or OURS
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            raw = from_yaml(path.read_text(encoding="utf-8"))
             found = TypeAdapter(list[Entry]).validate_python(raw)
             for entry in found:
                 _ = entry.options
         except OSError as error:
             raise ConfigError(f"catalog {path}: cannot be read: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"catalog {path}: not valid YAML.\n{error}") from None
         except ValidationError as error:
             places = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise ConfigError("\n".join([f"catalog {path}: {len(places)} entries are wrong.", *places])) from None
+        except ValueError as error:
+            raise ConfigError(f"catalog {path}: not valid YAML.\n{error}") from None
         except TypeError as error:  # an option that ingest does not have
             raise ConfigError(f"catalog {path}: ingest: {error}.\nSee `dpt-hpc ingest --help`.") from None
         if len({entry.name for entry in found}) < len(found):

@@ -94,7 +94,7 @@ def _json_format(path: Path) -> str:
     if key in ("index", "columns") and isinstance(item, list):
         return "matbench"
     if key is not None and not isinstance(item, Mapping):
-        item = {key: item, **dict(islice(stream_items(path), 64))}
+        item = {key: item, **_first_fields(path)}
         key = None
     if isinstance(item, Mapping):
         fields = set(item)
@@ -116,6 +116,17 @@ def _json_format(path: Path) -> str:
         f"{path}: no known JSON format has records like its first (it holds {found}).\n"
         f"Name the format: --format {'|'.join(FORMATS)}."
     )
+
+
+def _first_fields(path: Path) -> dict[str | None, Any]:
+    """Those that can be read; what comes of the rest is for the reader of the format to say."""
+    found: dict[str | None, Any] = {}
+    try:
+        for key, value in islice(stream_items(path), 64):
+            found[key] = value
+    except JsonError:
+        pass
+    return found
 
 
 def resolve_units(name: str, options: IngestOptions) -> Units:

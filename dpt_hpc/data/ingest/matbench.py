@@ -48,6 +48,13 @@ def _fault(head: Mapping[str, Any]) -> str | None:
     """What is wrong with what comes before the rows."""
     if missing := sorted(HEAD - set(head)):
         return f"{' and '.join(missing)} must come before data (found {', '.join(head) or 'nothing'})"
+    for key in sorted(HEAD):
+        if not isinstance(head[key], list):
+            return f"{key} is {head[key]!r:.60}, expected a list"
+    if not all(isinstance(name, str) for name in head["columns"]):
+        return f"columns are {head['columns']!r:.60}, expected names"
+    if len(set(head["columns"])) < len(head["columns"]):
+        return f"two columns have the same name: {', '.join(head['columns'])}"
     if STRUCTURE not in head["columns"]:
         return f"no column is called {STRUCTURE}: {head['columns']}"
     return None
