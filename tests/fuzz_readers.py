@@ -165,6 +165,14 @@ def write_matbench(folder: Path, items: Any) -> Path:
     return crystals.dump(folder / "matbench_some.json", content)
 
 
+def write_table(folder: Path, items: Any) -> Path:
+    names = [f"{i}.cif" for i in range(len(items))]
+    for name, atoms in zip(names, items, strict=True):
+        crystals.as_pymatgen(atoms).to(filename=str(folder / name), fmt="cif")
+    (folder / "table.csv").write_text("file,gap\n" + "".join(f"{name},{i}.5\n" for i, name in enumerate(names)))
+    return folder / "table.csv"
+
+
 def make_dataset(folder: Path, name: str) -> Path:
     shutil.copytree(SAMPLE, folder / "mlearn", dirs_exist_ok=True)
     return folder / "mlearn" / name
@@ -398,6 +406,7 @@ READERS = (
     ingests("MPF pickle", "bytes", crystals.write_pickle, EV),
     ingests("MPF pickle, protocol 2", "bytes", partial(crystals.write_pickle, protocol=2), EV),
     ingests("Matbench table", "json", write_matbench, replace(EV, targets={"gap": "eV"})),
+    ingests("table of files", "text", write_table, replace(EV, targets={"gap": "eV"}), costly=True),
     Reader("dataset.json", "json", lambda f: make_dataset(f, "dataset.json"), partial(read_dataset, verify=True)),
     Reader("shard, verified", "bytes", make_small, partial(read_dataset, verify=True)),
     Reader("shard, not verified", "bytes", make_small, partial(read_dataset, verify=False), names_file=False),
