@@ -14,8 +14,8 @@ author = "dpt_hpc developers"
 project_copyright = f"2026, {author}"
 version = release = dpt_hpc.__version__
 
-# The last three lie beside this file.
-extensions = ["myst_parser", "sphinx.ext.autodoc", "mathml", "plain_docstrings", "reference"]
+# The last four lie beside this file.
+extensions = ["myst_parser", "sphinx.ext.autodoc", "accessible", "mathml", "plain_docstrings", "reference"]
 exclude_patterns = ["README.md"]
 default_role = "code"
 # They would make a dash of the two hyphens of an option.

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import typer.main
-from required import required
+from built_docs import DOCS, ROOT, needs_docs
+from built_docs import _site as _site
 
 from dpt_hpc.cli import app
-
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-MISSING = any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo"))
-needs_docs = pytest.mark.skipif(MISSING and not required("docs"), reason="no Sphinx, MyST or furo: make docs")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built pages."""
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 class Asked(HTMLParser):
