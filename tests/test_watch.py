@@ -19,6 +19,7 @@ from small_runs import Options, finetune_options, run
 from dpt_hpc.cli import run_command_line
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
 from dpt_hpc.train.finetune import finetune
+from dpt_hpc.train.monitor import Monitor
 from dpt_hpc.train.ranks import Ranks
 from dpt_hpc.watch import log as log_module
 from dpt_hpc.watch.faults import last_error, skipped_steps
@@ -157,7 +158,7 @@ def test_any_other_number_of_the_log_has_a_chart(tmp_path: Path) -> None:
     append(tmp_path / "metrics.jsonl", *({**step(i), "gpu_memory_gb": 10 + i} for i in range(3)))
     shown = Folder(tmp_path).look(None)["run"]
     (chart,) = (chart for chart in shown["charts"] if chart["key"] == "gpu_memory_gb")
-    assert chart["title"] == "Gpu memory gb"
+    assert chart["title"] == "GPU memory, GB"
     assert [y for _, y in chart["lines"][0]["points"]] == [10, 11, 12]
 
 
@@ -209,6 +210,18 @@ def test_a_finished_run_that_goes_on_to_more_epochs_is_not_finished(
     (run_dir / "run.json").write_text(json.dumps(facts))
     state = Folder(run_dir).look(None)
     assert state["runs"][0]["state"] == "not finished"
+
+
+def test_warnings_of_a_run_are_in_its_log_and_on_the_page(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, 10, -1, quiet=True)
+    monitor.step(1, 3, {"loss": 1.0, "structures_per_second": 2.0})
+    for number in range(9):
+        monitor.warn(f"checkpoint {number}: <b>disk</b> full")
+    monitor.close()
+    log = Log(tmp_path / "metrics.jsonl")
+    log.read()
+    assert (log.step, log.damaged) == (3, 0)
+    assert list(log.warnings) == [f"Epoch 1, step 3: checkpoint {n}: <b>disk</b> full" for n in range(4, 9)]
 
 
 def test_a_damaged_file_is_told_in_the_place_of_the_run(tmp_path: Path) -> None:

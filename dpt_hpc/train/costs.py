@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dpt_hpc.train.ranks import Ranks
 
 
@@ -27,10 +29,13 @@ class EpochCosts:
         self.imbalance += imbalance
         self.imbalance_max = max(self.imbalance_max, imbalance)
 
-    def record(self, seconds: float, ranks: Ranks) -> dict[str, Any]:
+    def record(self, seconds: float, ranks: Ranks, device: torch.device) -> dict[str, Any]:
         """For the log of an epoch that took `seconds`; collective. data_wait: the share of them in which the rank that
-        waited most was without data."""
-        return {
+        waited most was without data. gpu_memory_gb, on GPUs: the most that PyTorch has held on one so far."""
+        found: dict[str, Any] = {
             "imbalance": {"mean": self.imbalance / self.steps, "max": self.imbalance_max},
             "data_wait": max(ranks.all_gather(self.waited)) / seconds,
         }
+        if device.type == "cuda":
+            found["gpu_memory_gb"] = max(ranks.all_gather(torch.cuda.max_memory_reserved(device) / 1e9))
+        return found

@@ -148,7 +148,8 @@ class Trainer:
                 "validation": validation,
                 "structures_per_second": len(self.data.split.train) / seconds,
                 "atoms_per_second": self.data.dataset.atoms_in(self.data.split.train) / seconds,
-                **self.costs.record(seconds, self.engine.ranks),
+                "edges_per_second": int(self.sampler.edges[self.data.split.train].sum()) / seconds,
+                **self.costs.record(seconds, self.engine.ranks, self.engine.device),
             }
             monitor.epoch(self.epoch, epochs, self.step, record)
             self.epoch, self.step_in_epoch = self.epoch + 1, 0

@@ -104,6 +104,7 @@ class Monitor:
         self._writer: Any = None
         self._log: Any = None
         self._told = False
+        self._at = (0, max(step, 0))
         if run_dir is None:
             return
         from torch.utils.tensorboard import SummaryWriter  # half a second that other commands need not pay
@@ -128,12 +129,16 @@ class Monitor:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """A line that a quiet run prints too, to stderr."""
+        """A line that a quiet run prints too, to stderr; the log keeps it."""
         if self.run_dir is not None:
             print(f"warning: {text}", file=sys.stderr)
+            epoch, step = self._at
+            warning = {"kind": "warning", "epoch": epoch, "step": step, "time": time.time(), "text": text}
+            self._write(warning, step, flush=False)
 
     def step(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
         """After every optimiser step."""
+        self._at = (epoch, step)
         self._write({"kind": "step", "epoch": epoch, "step": step, "time": time.time(), **record}, step, flush=False)
         if self._bar is not None and self._task is not None:
             note = f"loss {record['loss']:.4g}  {record['structures_per_second']:.0f} structures/s  {self.finish(step)}"
@@ -141,6 +146,7 @@ class Monitor:
 
     def epoch(self, epoch: int, epochs: int, step: int, record: Mapping[str, Any]) -> None:
         """After every epoch (epoch 0: before the first one)."""
+        self._at = (epoch, step)
         self._write({"kind": "epoch", "epoch": epoch, "step": step, "time": time.time(), **record}, step, flush=True)
         errors = "  ".join(f"{k} {v:.4g}" for k, v in record["validation"].items())
         speed = ""

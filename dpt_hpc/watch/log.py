@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from dpt_hpc.watch.thinned import Thinned
 PIECE = 1 << 23
 """Bytes that one look at a log reads at most, so that a page with a long log to catch up with is not kept waiting."""
 
+WARNINGS = 5
+"""How many warnings are shown: the last ones."""
+
 
 class Log:
     """What has been read of a log so far.
 
     epochs: the records of complete epochs. steps: every number of the steps' records, thinned. step, time: of the last
-    record. not_finite: losses of steps that were no numbers. damaged: lines that are not records. behind: the part of
-    the file that is still to be read, 0 to 1.
+    record. not_finite: losses of steps that were no numbers. damaged: lines that are not records. warnings: the last
+    ones. behind: the part of the file that is still to be read, 0 to 1.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,6 +36,7 @@ class Log:
         self.steps: dict[str, Thinned] = {}
         self.step, self.time = 0, 0.0
         self.not_finite = self.damaged = 0
+        self.warnings: deque[str] = deque(maxlen=WARNINGS)
         self.behind = 0.0
 
     def read(self) -> None:
@@ -74,6 +79,8 @@ class Log:
             self.time = float(record["time"])
         if kind == "epoch":
             self.epochs.append({**record, "epoch": epoch, "step": step})
+        elif kind == "warning":
+            self.warnings.append(f"Epoch {epoch}, step {step}: {record.get('text')}")
         elif kind == "step":
             self.not_finite += not is_finite(record.get("loss"))
             for name, value in record.items():

@@ -19,7 +19,7 @@ from dpt_hpc.watch.thinned import thinned
 Points = list[tuple[float, float]]
 Record = Mapping[str, Any]
 
-TITLES = {"grad_norm": "Gradient norm", "seconds": "Seconds of training in an epoch"}
+TITLES = {"grad_norm": "Gradient norm", "seconds": "Seconds of training in an epoch", "gpu_memory_gb": "GPU memory, GB"}
 """Names of numbers in the log; any other number that it holds, now or later, is shown under its own."""
 
 
@@ -184,13 +184,13 @@ def _line(label: str, role: str, points: Points, *, faint: bool = False) -> dict
 
 
 def _doubts(log: Log) -> list[str]:
-    """What a reader must know of the log itself."""
+    """What a reader must know of the log itself, and what the run has warned of."""
     found = []
     if log.not_finite:
         found.append(f"The loss of {count(log.not_finite, 'step')} was not a number (NaN or infinite); left out.")
     if log.damaged:
         found.append(f"{count(log.damaged, 'line')} of metrics.jsonl cannot be read; left out.")
-    return found
+    return [*found, *log.warnings]
 
 
 def empty(path: Path, reason: str) -> dict[str, Any]:
