@@ -99,6 +99,8 @@ def conclude(
         if predict:
             edges = np.load(out / "edges.npy", allow_pickle=False)
             result = predicted(result, edges, network, conditions, clock)
+    except ConfigError as error:
+        raise ConfigError(f"--out {out}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         raise DataError(
             f"--out {out}: what was measured there cannot be joined: {error!r}.\nMeasure again, into another folder."
