@@ -19,7 +19,8 @@ from pathlib import Path
 
 import hypothesis
 import torch
-from fuzz_readers import READERS, Reader
+from fuzz_readers import READERS
+from fuzz_structures import Reader
 from fuzzing import spoilt
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzz_readers import READERS, Reader
+from fuzz_readers import READERS
+from fuzz_structures import Reader
 from fuzzing import spoilt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

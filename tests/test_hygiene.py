@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from crystals import crystals, write_extxyz, write_mlearn
-from fuzz_readers import SAMPLE, make_checkpoint, make_export, write_cif
+from fuzz_readers import SAMPLE, make_checkpoint, make_export
+from fuzz_structures import write_cif
 
 from dpt_hpc.data.catalog import Catalog
 from dpt_hpc.data.ingest import IngestOptions, ingest
