@@ -99,6 +99,9 @@ def test_pruning_keeps_the_newest_the_best_and_those_of_some_epochs(tmp_path: Pa
     again = write(writer, 8)
     assert again == "step_00000008.1", "a published checkpoint is never written over"
     assert (tmp_path / "checkpoints" / "last").resolve().name == again
+    restored = restore(tmp_path / "checkpoints")
+    assert restored is not None
+    assert restored.checkpoint.name == again
 
 
 def test_whatever_stops_the_writer_is_told(tmp_path: Path) -> None:

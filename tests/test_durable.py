@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small_runs import Options, config_of
 
+from dpt_hpc.train import monitor
 from dpt_hpc.train.counting import Counts
 from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.monitor import Monitor, write_json
@@ -42,3 +43,17 @@ def test_what_a_resume_reads_is_on_the_disk_before_it_has_its_name(
         assert facts.st_size > 0
         assert seen.get(facts.st_ino) == facts.st_size, name
     assert tmp_path.stat().st_ino in seen  # their names
+
+
+def test_a_full_disk_is_warned_of_once_however_slow_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The warning goes to the log that cannot be written, too."""
+    monkeypatch.setattr(monitor, "SECONDS_BETWEEN_FLUSHES", -1.0)  # as if every write took long
+    watched = Monitor(tmp_path, quiet=True)
+    with open("/dev/full", "ab", buffering=0) as full:
+        monkeypatch.setattr(watched, "_log", full)
+        watched.step(1, 1, {"loss": 1.0})
+        watched.step(1, 2, {"loss": 1.0})
+        watched.close()
+    assert capsys.readouterr().err.count("its log cannot be written") == 1

@@ -267,6 +267,20 @@ def test_what_readers_took_for_good_or_fell_over(
         ingest([file], tmp_path / "out", IngestOptions())
 
 
+def test_what_looks_like_a_key_within_a_value_is_none(tmp_path: Path) -> None:
+    file = write_extxyz(tmp_path, crystals(2))
+    notes = r'note="\"see id=1\" and \"id=2\"" source=https://a.org/x?id=1 copy=https://b.org/x?id=2 energy='
+    file.write_text(file.read_text().replace("energy=", notes, 1))
+    ingest([file], tmp_path / "out")
+    assert len(Dataset.open(tmp_path / "out")) == 2
+
+
+def test_a_manifest_beside_an_exported_model_is_of_something_else(tmp_path: Path) -> None:
+    file = make_export(tmp_path).rename(tmp_path / "ours.safetensors")
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    assert load_model(file).state_dict()
+
+
 def test_blocks_of_one_name_are_all_read(tmp_path: Path) -> None:
     file = write_cif(tmp_path, crystals(3))
     file.write_text(re.sub(r"^data_\S+", "data_same", file.read_text(), flags=re.MULTILINE))

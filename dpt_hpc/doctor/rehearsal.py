@@ -101,7 +101,7 @@ def rehearse(config: PretrainConfig | FinetuneConfig, ranks: Ranks, *, resume: b
         "epochs": config.training.epochs,
         "seeds": seeds,
         "seconds": total,
-        "job_ends": job_end(),
+        "job_ends": job_end() if ranks.rank == 0 else None,  # thousands of ranks would ask Slurm
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dpt_hpc.errors import DataError, DptError
 from dpt_hpc.suite.plan import FinetuneCell, Plan, Start
@@ -128,7 +129,7 @@ def keep_weights(plan: Plan) -> list[Path]:
             continue
         if len(content) <= LARGEST or file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.partial")
+            temporary = file.with_name(f".{file.name}.{uuid4().hex[:8]}")  # workers end together
             temporary.write_bytes(content)
             publish_file(temporary, file)
             written.append(file)

@@ -212,7 +212,8 @@ def load_card(path: str | Path) -> ModelCard:
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The exported weights of a checkpoint, run or exported model. Raises DataError for a damaged file."""
     file = weights_file(path)
-    _check_unchanged(file.parent, WEIGHTS)
+    if file.name == WEIGHTS:  # beside a model in one file, a manifest is of something else
+        _check_unchanged(file.parent, WEIGHTS)
     try:
         weights: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:

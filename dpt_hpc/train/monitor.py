@@ -191,9 +191,9 @@ class Monitor:
                 self._pending = self._pending[self._log.write(self._pending) :]
             self._writer.flush()
         except OSError as error:
-            if not self._told:
+            told, self._told = self._told, True  # first: the warning goes to this log, too
+            if not told:
                 self.warn(f"{self.run_dir}: its log cannot be written: {error.strerror}; kept, and tried again.")
-            self._told = True
 
     def close(self) -> None:
         if self._bar is not None:

@@ -221,7 +221,7 @@ def restore(directory: Path) -> Restored | None:
         return None
     last = directory / LAST
     newest = os.readlink(last) if last.is_symlink() else max(p.name for p in directory.glob("step_*"))
-    if not re.fullmatch(r"step_\d+", newest):
+    if not re.fullmatch(r"step_\d+(\.\d+)?", newest):
         raise EnvironmentFault(
             f"{last}: leads to {newest}, expected a checkpoint beside it.\n"
             "Let it lead to one of step_*, or delete it: the newest whole one is taken then."

@@ -27,8 +27,8 @@ from dpt_hpc.data.ingest.json_stream import open_text
 from dpt_hpc.data.ingest.options import IngestOptions
 from dpt_hpc.data.ingest.record import Broken, Record, RecordError, label_like, numeric, scalar, stated_units
 
-KEY = re.compile(r"""(?:"[^"]*"|'[^']*'|\{[^}]*\}|\[[^]]*\])|([A-Za-z_][\w-]*)\s*=""")
-"""The keys of a comment line, but not those within a quoted value."""
+KEY = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{[^}]*\}|\[[^]]*\]|(?<!\S)([A-Za-z_][\w-]*)\s*=""")
+"""The keys of a comment line, but not those within a value, quoted or not (an address, ?id=1)."""
 DATA_BLOCK = re.compile(r"^\s*data_", re.MULTILINE)
 KEYS = {"energy": "energy", "forces": "forces", "stress": "stress", "virial": "virial"}
 

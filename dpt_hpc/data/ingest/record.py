@@ -62,7 +62,7 @@ def numeric(value: Any, what: str, shape: tuple[int, ...] | None = None) -> Arra
         found = np.asarray(value)
         if found.dtype.kind in "bcmM" and found.size:  # true is no 1, a date no number, and a complex one has no place
             raise TypeError(f"{found.ravel()[0]}")
-        array = np.asarray(value, dtype=np.float64)
+        array = found.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RecordError(f"{what}: not numbers: {error}") from None
     if shape is not None and (
@@ -76,7 +76,7 @@ def numeric(value: Any, what: str, shape: tuple[int, ...] | None = None) -> Arra
 def flags(value: Any, what: str) -> NDArray[np.bool_]:
     """`value` as three booleans, which may be written as 0 and 1. Raises RecordError."""
     array = np.asarray(value)
-    if array.shape != (3,) or array.dtype.kind not in "biu" or not np.isin(array, (0, 1)).all():
+    if array.shape != (3,) or array.dtype.kind not in "biu" or ((array != 0) & (array != 1)).any():
         raise RecordError(f"{what}: is {value!r:.60}, expected three of true and false")
     return array.astype(bool)
 
