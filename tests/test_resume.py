@@ -81,7 +81,7 @@ def test_resume_refuses_other_data_under_the_same_name(small_dataset: Path, tmp_
     shutil.rmtree(dataset)
     write_dataset([sample.get(i) for i in range(40)], dataset, provenance={}, property_units={"volume_per_atom": "A^3"})
     options["training"]["epochs"] = 2
-    with pytest.raises(ConfigError, match=r"its dataset has changed since it began.*\n.*--set run_dir=DIR"):
+    with pytest.raises(ConfigError, match=r"its dataset has changed since it began.*\n.*an early.*--set run_dir=DIR"):
         run(options, path, resume=True)
     assert (path / "run.json").read_text() == before
 

@@ -72,7 +72,8 @@ def check_same_sources(path: Path, facts: Mapping[str, Any]) -> None:
         if name in before and _digests(before[name]) != _digests(facts.get(name)):
             raise ConfigError(
                 f"run {path}: its {name} has changed since it began: was {before[name]}, now {facts.get(name)}.\n"
-                "Restore it, or start a new run with --set run_dir=DIR."
+                "Restore it (what an early version ingested or exported, made anew, has another digest), or start a "
+                "new run with --set run_dir=DIR."
             )
 
 
