@@ -28,7 +28,7 @@ from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import RankLost
 from dpt_hpc.train.checkpoint import load_optimizer, load_state, load_weights
 from dpt_hpc.train.failures import DivergedError
-from dpt_hpc.train.signals import EXIT_REQUEUE
+from dpt_hpc.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from dpt_hpc.train.writer import restore
 
 SEVERAL_RUNS = Path(__file__).with_name("several_runs.py")
@@ -145,6 +145,17 @@ def test_a_signal_to_one_rank_stops_all_and_two_ranks_go_on_bit_equal(options: O
     succeed(start_run(2, config, "--resume"))
     assert of_steps(tmp_path / "run", "loss") == of_steps(tmp_path / "whole", "loss")
     same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_reaches_one_rank_is_every_ranks_exit_code(options: Options, tmp_path: Path) -> None:
+    """Launch files would queue the run again for another one."""
+    long = options | {"training": options["training"] | {"epochs": 500}}
+    processes = start_run(2, written(tmp_path / "config.yaml", long, tmp_path / "run"))
+    wait_for_step(tmp_path / "run", processes, 3)
+    processes[0].send_signal(signal.SIGINT)
+    done = ended(processes)
+    assert [code for code, _ in done] == [EXIT_INTERRUPTED] * 2, done
 
 
 @pytest.mark.slow

@@ -113,9 +113,10 @@ class Trainer:
             if self.step > 0 and self._saved_at != (self.epoch, self.step_in_epoch):
                 self.save(monitor, best=False)
             self._finish_saving()
-            raise Interrupted(
-                f"{stop}: all is saved up to step {self.step}.\n{signals.how_to_go_on(stop.exit_code)}"
-            ) from None
+            for name in filter(None, self.engine.ranks.all_gather(signals.received())):
+                signals.stop_too(name)  # a rank that no signal has reached ends with the others' exit code
+            code = Interrupted(str(stop)).exit_code
+            raise Interrupted(f"{stop}: all is saved up to step {self.step}.\n{signals.how_to_go_on(code)}") from None
         finally:
             self.writer.wait()  # whatever ends the run, the checkpoint in flight is not lost
         self._finish_saving()
