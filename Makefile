@@ -37,7 +37,7 @@ ifneq (cuda=$(DPT_HPC_CUDA),$(shell cat $(KERNELS) 2>/dev/null))
 $(KERNELS): again
 endif
 
-.PHONY: help quickstart test setup pyg slurm mpich browser docs bench lint format cuda cudatorch clean again
+.PHONY: help quickstart test setup pyg slurm mpich browser docs bench fuzz sanitize lint format cuda cudatorch clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -13,8 +13,12 @@ MENDED = {
     '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
     '<th class="head"><p></p></th>': '<td class="head"></td>',
     '<div id="search-results"></div>': '<h1>Search</h1><div id="search-results"></div>',
+    'href="#launch/README.md"': 'href="scaling.html"',
+    'href="#docs/first_hour.md"': 'href="first_hour.html"',
+    'href="#benchmarks/results/speed.md"': 'href="performance.html"',
 }
-"""Levels of headings, names of landmarks, what the keyboard can scroll, cells that head nothing, a page's title."""
+"""Levels of headings, names of landmarks, what the keyboard can scroll, cells that head nothing, a page's title; links
+of the front page to files that are part of another page here."""
 
 
 def mend(app: Any, error: Exception | None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import typer.main
@@ -40,6 +42,21 @@ def test_no_page_asks_anything_of_the_network(site: Path) -> None:
     for style in site.rglob("*.css"):
         text = style.read_text(encoding="utf-8")
         assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\s]*", text) == [], style.name
+
+
+@needs_docs
+@pytest.mark.slow
+def test_every_link_between_pages_leads_somewhere(site: Path) -> None:
+    texts = {page.name: page.read_text(encoding="utf-8") for page in site.glob("*.html")}
+    places = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
+    lost = []
+    for name, text in texts.items():
+        for link in re.findall(r'<a [^>]*href="([^":]+)"', text):
+            page, _, place = unquote(unescape(link)).partition("#")
+            known = (site / page).exists() if page else True
+            if not known or (place and place not in places.get(page or name, {place})):
+                lost.append((name, link))
+    assert lost == []
 
 
 @needs_docs

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from crystals import crystals, write_extxyz, write_mptrj, write_traj
+from fuzz_structures import write_cif
 
 from dpt_hpc.data.ingest import IngestOptions, ingest
 from dpt_hpc.data.ingest.ase_readers import read_extxyz
 from dpt_hpc.data.ingest.record import Broken, Record
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import DataError
+from dpt_hpc.use.files import read_structures
 
 SKIPPING = IngestOptions(skip_broken=True)
 LOST = "the rest of the file is not read"
@@ -161,3 +163,14 @@ def test_vasp_s_output_is_known_by_its_name_and_its_stress_turned(tmp_path: Path
     assert found.energy == pytest.approx(-3.5)
     assert found.stress is not None
     assert found.stress.diagonal().tolist() == pytest.approx([0.01] * 3)
+
+
+def test_predicted_files_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_cif(tmp_path / folder, crystals(2))
+    (name,) = {path.name for path in tmp_path.glob("*/*")}
+    alone = [s.structure_id for s in read_structures([tmp_path / "a" / name])]
+    together = [s.structure_id for s in read_structures([tmp_path / "a", tmp_path / "b"])]
+    assert together == [str(tmp_path / folder / own) for folder in ("a", "b") for own in alone]
+    assert not any("/" in own for own in alone)
