@@ -144,6 +144,13 @@ def test_a_required_option_is_named(tmp_path: Path) -> None:
         load_config(short, FinetuneConfig)
 
 
+def test_the_config_of_another_verb_is_told_with_its_verb(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("task: pretrain\nrun_dir: r\n")
+    with pytest.raises(ConfigError, match=r"c.yaml: its task is pretrain.\nRun it with `dpt-hpc pretrain "):
+        load_config(file, FinetuneConfig)
+
+
 def test_repeated_seeds_are_refused() -> None:
     with pytest.raises(ConfigError, match="seeds"):
         load_config(JDFT, FinetuneConfig, ["seeds=[1, 1]"])

@@ -17,11 +17,17 @@ from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
 AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
+TASKS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+"""What a config may be of: the verbs that take one."""
 
 
 def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str] = ()) -> AnyConfig:
-    """Read the config of a run into `kind`, as `read_config` does."""
-    return read_config(path, kind, overrides)
+    """Read the config of a run into `kind`, as `read_config` does; ConfigError, too, for that of the other verb."""
+    raw = _overridden(path, overrides)
+    task = raw.get("task")
+    if isinstance(task, str) and TASKS.get(task, kind) is not kind:
+        raise ConfigError(f"config {path}: its task is {task}.\nRun it with `dpt-hpc {task} {path}`.")
+    return check_config(raw, kind, str(path))
 
 
 def read_config(path: str | Path, kind: type[AnyOptions], overrides: Sequence[str] = ()) -> AnyOptions:
@@ -29,10 +35,14 @@ def read_config(path: str | Path, kind: type[AnyOptions], overrides: Sequence[st
 
     Raises ConfigError naming file, key, value and, for an unknown key, the nearest valid one; all faults at once.
     """
+    return check_config(_overridden(path, overrides), kind, str(path))
+
+
+def _overridden(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     raw = _read(path)
     for override in overrides:
         _apply(raw, override)
-    return check_config(raw, kind, str(path))
+    return raw
 
 
 def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
@@ -43,15 +53,11 @@ def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
 
 def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
     """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
-    kinds: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
-        "pretrain": PretrainConfig,
-        "finetune": FinetuneConfig,
-    }
     task = _read(path).get("task")
-    if not isinstance(task, str) or task not in kinds:
-        near = did_you_mean(str(task), kinds)
-        raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(kinds)}.{near}")
-    return kinds[task]
+    if not isinstance(task, str) or task not in TASKS:
+        near = did_you_mean(str(task), TASKS)
+        raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(TASKS)}.{near}")
+    return TASKS[task]
 
 
 def check_config(raw: dict[str, Any], kind: type[AnyOptions], source: str) -> AnyOptions:
