@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from dpt_hpc import __version__
 from dpt_hpc.cli import app
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.config_file import load_config
@@ -49,3 +50,7 @@ def test_a_command_of_the_readme_exists(words: list[str]) -> None:
     if verb in ("pretrain", "finetune"):
         overrides = [value for flag, value in itertools.pairwise(rest) if flag == "--set"]
         load_config(ROOT / rest[0], PretrainConfig if verb == "pretrain" else FinetuneConfig, overrides)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
