@@ -99,7 +99,7 @@ slurm: ## Slurm and munge for the tests of launch/slurm.sbatch (Debian and Ubunt
 mpich: setup ## MPICH for the tests of its mpiexec, in a folder of its own beside Open MPI
 	@test -x $(VENV)/mpich/bin/mpiexec || $(BIN)/pip install -qq --no-deps --ignore-installed --prefix $(VENV)/mpich mpich
 
-browser: setup ## Chromium for the tests of report and live view (Debian and Ubuntu; asks for root only if it is missing)
+browser: setup ## Chromium for the tests of report and live view (Debian; asks for root only if it is missing)
 	@$(BIN)/pip install -qq --group browser
 	@command -v chromium >/dev/null || { \
 	  echo "== Chromium for the tests: apt-get install chromium"; \

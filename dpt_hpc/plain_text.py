@@ -42,7 +42,7 @@ def from_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).replace('"<unicode string>", ', "")) from None  # who reads it names the file
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # of a value against its own tag
         raise ValueError(f"a value is not what it seems to be: {error}") from None
 
