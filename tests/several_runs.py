@@ -14,9 +14,9 @@ import json
 import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -42,11 +42,11 @@ def pretend() -> None:
 
 def spoil_third_step() -> None:
     plain = DeepSpeedEngine.backward
-    steps: Counter[int] = Counter()
+    steps: WeakKeyDictionary[DeepSpeedEngine, int] = WeakKeyDictionary()  # ids are given again once an engine is gone
 
     def backward(engine: DeepSpeedEngine, loss: Tensor, last: bool) -> None:
-        steps[id(engine)] += last
-        if steps[id(engine)] == 3 and last and engine.rank == engine.world_size - 1:
+        steps[engine] = steps.get(engine, 0) + last
+        if steps[engine] == 3 and last and engine.rank == engine.world_size - 1:
             _, weight = engine.named_weights()[0]
             hook = weight.register_hook(lambda gradient: gradient * math.nan)
             plain(engine, loss, last)

@@ -236,6 +236,6 @@ def test_costs_are_means_and_maxima_over_the_steps() -> None:
     for imbalance in (1.0, 1.5, 1.1):
         costs.add(imbalance)
     costs.waited = 2.0
-    found = costs.record(8.0, Ranks())
+    found = costs.record(8.0, Ranks(), torch.device("cpu"))
     assert found == {"imbalance": {"mean": pytest.approx(1.2), "max": 1.5}, "data_wait": 0.25}
     json.dumps(found)

@@ -18,7 +18,7 @@ from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.writing import write_dataset
 from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.models import build_model
-from dpt_hpc.train.checkpoint import find_checkpoint, load_card, load_weights
+from dpt_hpc.train.checkpoint import MANIFEST, find_checkpoint, load_card, load_weights
 from dpt_hpc.train.evaluate import evaluate_checkpoint
 from dpt_hpc.train.finetune import finetune, load_pretrained
 from dpt_hpc.train.pretrained import find_pretrained
@@ -133,7 +133,9 @@ def test_fine_tuning_resumes_its_unfinished_seeds_from_the_same_weights(
     assert finetune(config, Ranks(), resume=True, quiet=True) == whole
     assert (first / "run.json").read_bytes() == untouched
     weights = load_weights(pretrained)
-    save_file({k: v * 2 for k, v in weights.items()}, find_checkpoint(pretrained) / "model.safetensors")
+    checkpoint = find_checkpoint(pretrained)
+    save_file({k: v * 2 for k, v in weights.items()}, checkpoint / "model.safetensors")
+    (checkpoint / MANIFEST).unlink()  # which would tell of the change first
     longer = finetune_options(
         options, tmp_path / "fine", pretrained=str(pretrained), training=options["training"] | {"epochs": 2}
     )

@@ -116,10 +116,10 @@ import sys, time
 from dpt_hpc import launch
 from dpt_hpc.train.run import Run
 train = Run.train
-def wait(run, *arguments):
+def wait(run, *arguments, **sources):
     if run.ranks.rank == 0:
         time.sleep(12)
-    train(run, *arguments)
+    train(run, *arguments, **sources)
 Run.train = wait
 launch.main()
 """
