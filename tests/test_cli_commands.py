@@ -40,6 +40,7 @@ JSON = {
     "suite": "suite {suite} --status",
     "report": "report {run} --out {new}",
     "evaluate": "evaluate {run} {data}",
+    "models": "models {run}",
     "predict": "predict {run} {data} -o {new}.csv",
     "embed": "embed {run} {data} -o {new}.npz",
     "export": "export {run} -o {new}.safetensors",

@@ -317,7 +317,7 @@ def test_broken_files_are_named_and_leave_nothing(
     assert "left out: double.extxyz:0: atoms 1 and 0" in captured.err
     assert "2 structures, 12 atoms" in captured.out
     assert "2 left out" in captured.out
-    run_command_line([*command, str(good), "-o", str(out), "--allow-unknown-elements"])
+    run_command_line([*command, str(good), "-o", str(out), "--force", "--allow-unknown-elements"])
     captured = capsys.readouterr()
     assert "warning: good.extxyz:1: contains Xe, which the network was not trained on" in captured.err
     assert len(list(csv.DictReader(out.open()))) == 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from small_runs import Options, config_of, finetune_options
+from test_parallel import needs_mpi, start, written
 
 from dpt_hpc.cli import run_command_line
 from dpt_hpc.doctor.rehearsal import lines, rehearse
@@ -55,6 +56,23 @@ def test_a_run_directory_that_is_taken_is_told(finished: tuple[Options, Path]) -
     files = sorted(run.rglob("*"))
     rehearse(config_of(options, run), Ranks(), resume=True)
     assert sorted(run.rglob("*")) == files
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_two_ranks_try_it_together_and_one_speaks(finished: tuple[Options, Path], tmp_path: Path) -> None:
+    options, _ = finished
+    config = written(tmp_path / "config.yaml", options | {"task": "pretrain"}, tmp_path / "new")
+    done = start(2, config, "--check", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps_per_epoch"] == 5, "training.batch_size is of all ranks together"
+    assert list(tmp_path.iterdir()) == [config]
+    config = written(tmp_path / "config.yaml", options | {"task": "pretrain"}, tmp_path / "new")
+    wrong = start(2, config, "--check", "--set", "data.path=nowhere")
+    assert wrong.returncode == 3
+    assert (wrong.stdout + wrong.stderr).count("error: ") == 1, wrong.stderr
+    assert list(tmp_path.iterdir()) == [config]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")

@@ -26,7 +26,7 @@ JOURNEY = {
     "Data": ("data", "ingest", "inspect"),
     "Train": ("config", "pretrain", "finetune", "suite"),
     "Look": ("watch", "report", "evaluate"),
-    "Use": ("predict", "embed", "export"),
+    "Use": ("models", "predict", "embed", "export"),
     "Measure": ("bench",),
 }
 """The verbs as `--help` lists them: in the order in which a user meets them."""

@@ -1,4 +1,4 @@
-"""Verbs that use a trained network: predict, embed, export."""
+"""Verbs that use a trained network: models, predict, embed, export."""
 
 from __future__ import annotations
 
@@ -20,8 +20,39 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Precision = Annotated[str | None, typer.Option("--dtype", help="float32 or float64; else that of the weights.")]
 Unknown = Annotated[bool, typer.Option("--allow-unknown-elements", help="Predict for elements never seen.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Tell broken records and go on.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 Budget = Annotated[int, typer.Option(min=1, help="Directed edges of a batch; more need more memory.")]
 EDGES = 400_000
+
+
+@app.command(epilog="Example: `dpt-hpc models`, which ship with dpt_hpc; `dpt-hpc models runs/pretrain`, its card")
+def models(
+    model: Annotated[
+        Path | None, typer.Argument(help="A name, a run, a checkpoint, or an exported model, to show its card.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pre-trained models by name, or the card of any: its network, data, licence, settings and errors."""
+    from dpt_hpc.train.checkpoint import load_card
+    from dpt_hpc.train.shipped import shipped_models
+    from dpt_hpc.use.work import describe
+
+    if model is not None:
+        card = load_card(model)
+        if as_json:
+            print_json(card.content())
+        else:
+            print(card.text(), end="")
+        return
+    found = [describe(name, file) for name, file in shipped_models().items()]
+    if as_json:
+        print_json(found)
+        return
+    for facts in found:
+        console.print(facts.pop("name"), style="bold", markup=False)
+        for key, value in facts.items():
+            console.print(f"  {key:10} {value}", soft_wrap=True, markup=False)
+    console.print("A name is taken wherever a run or a checkpoint is. `dpt-hpc models NAME`: its card.", soft_wrap=True)
 
 
 @app.command(
@@ -43,6 +74,7 @@ def predict(
     edge_budget: Budget = EDGES,
     allow_unknown_elements: Unknown = False,
     skip_broken: SkipBroken = False,
+    force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +91,7 @@ def predict(
         energies=energies,
         file_format=file_format,
         skip_broken=skip_broken,
+        force=force,
         quiet=quiet or as_json,
         say=_say,
     )
@@ -80,6 +113,7 @@ def embed(
     edge_budget: Budget = EDGES,
     allow_unknown_elements: Unknown = False,
     skip_broken: SkipBroken = False,
+    force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -87,9 +121,16 @@ def embed(
     from dpt_hpc.use.work import embed_files
 
     model = _load(checkpoint, device, dtype, edge_budget, allow_unknown_elements)
-    quietly = quiet or as_json
     summary = embed_files(
-        model, files, out, atoms=atoms, file_format=file_format, skip_broken=skip_broken, quiet=quietly, say=_say
+        model,
+        files,
+        out,
+        atoms=atoms,
+        file_format=file_format,
+        skip_broken=skip_broken,
+        force=force,
+        quiet=quiet or as_json,
+        say=_say,
     )
     _conclude(summary, f"{summary['features']} features", quiet=quiet, as_json=as_json)
 
@@ -100,7 +141,7 @@ def embed(
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", "-o", help="A directory, or a file that ends with .safetensors.")],
-    force: Annotated[bool, typer.Option("--force", help="Write over an earlier export.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Weights and their card, without the optimiser and the places of files: a model to share."""

@@ -74,7 +74,11 @@ class ModelCard:
 
     def text(self) -> str:
         """The card as YAML, as it is written to disk."""
-        content = {
+        return yaml.dump(self.content(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+    def content(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
             "card": CARD_FORMAT,
             "model": asdict(self.options),
             "elements": [SYMBOLS[z] for z in self.elements],
@@ -84,7 +88,6 @@ class ModelCard:
             "config": self.config,
             "made": self.made or {"dpt_hpc": __version__, "date": _now()},
         }
-        return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
     @classmethod
     def parse(cls, text: str, place: Path) -> ModelCard:

@@ -32,6 +32,7 @@ from dpt_hpc.models import EnergyModel, build_model
 from dpt_hpc.plain_text import from_json
 from dpt_hpc.train.card import ModelCard
 from dpt_hpc.train.durable import fsync
+from dpt_hpc.train.shipped import shipped_models
 
 WEIGHTS = "model.safetensors"
 CARD = "model.yaml"
@@ -159,11 +160,16 @@ def load_optimizer(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint directory from itself, or a run's best (else last) one; or a single exported file.
+    """A checkpoint directory from itself, or a run's best (else last) one; a single exported file; or the file of a
+    model that ships with dpt_hpc, from its name, unless something of that name is there.
 
     Raises DataError if there is none.
     """
     path = Path(path)
+    shipped = {} if path.exists() else shipped_models()
+    path = shipped.get(str(path), path)
+    if path.name == CARD and path.with_name(WEIGHTS).is_file():
+        path = path.parent
     if path.is_file() and (_header(path).get(CARD) is not None or path.with_name(CARD).is_file()):
         return path.resolve()
     candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "last"]
@@ -171,7 +177,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if (candidate / WEIGHTS).is_file() and (candidate / CARD).is_file():
             return candidate.resolve()
     if not path.exists():
-        raise DataError(f"{path}: no such file or directory.\nGive a run, a checkpoint, or an exported model.")
+        names = f", or one that ships with dpt_hpc: {', '.join(shipped)}" if shipped else ""
+        raise DataError(f"{path}: no such file or directory.\nGive a run, a checkpoint, an exported model{names}.")
     seeds = sorted(p.name for p in path.glob("seed_*") if (p / "checkpoints").is_dir()) if path.is_dir() else []
     if seeds:
         raise DataError(

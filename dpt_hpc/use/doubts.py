@@ -9,17 +9,26 @@ import torch
 from dpt_hpc.models.derivatives import edge_vectors
 from dpt_hpc.ops import RadiusGraph, radius_graph
 from dpt_hpc.structure import SYMBOLS, Batch, Structure
+from dpt_hpc.use.structures import has_stress
 
 TOO_CLOSE = 0.5
 """Å. The shortest bond there is, that of H2, is 0.74 Å long."""
+VACUUM = "no atom in {}, more than the network sees across: its stress is per volume of the cell, vacuum and all"
 
 
 def doubts(
-    structures: Sequence[Structure], graph: RadiusGraph, batch: Batch, cutoff: float, elements: Sequence[int]
+    structures: Sequence[Structure],
+    graph: RadiusGraph,
+    batch: Batch,
+    cutoff: float,
+    elements: Sequence[int],
+    *,
+    stress: bool,
 ) -> list[tuple[str, ...]]:
     """For each structure of a batch what its user should know of the numbers that follow.
 
-    graph: that of the network, with `cutoff` (Å). elements: atomic numbers that the network was trained on.
+    graph: that of the network, with `cutoff` (Å). elements: atomic numbers that the network was trained on. stress:
+    whether it is among the numbers.
     """
     found: list[list[str]] = [[] for _ in structures]
     known = set(elements)
@@ -32,9 +41,22 @@ def doubts(
             found[place].append(
                 "is not periodic: it has no stress, and a network that learnt crystals does not know it"
             )
+        elif stress and has_stress(structure):
+            thick = [(axis, gap) for axis, gap in enumerate(gaps(structure)) if gap > cutoff]
+            empty = [f"{gap:.3g} Å along cell vector {axis}" for axis, gap in thick]
+            found[place] += [VACUUM.format(", ".join(empty))] if empty else []
     _tell_close(found, structures, batch)
     _tell_lonely(found, structures, graph, batch, cutoff)
     return [tuple(texts) for texts in found]
+
+
+def gaps(structure: Structure) -> list[float]:
+    """Å, along each axis of a cell with a volume: the thickest layer between lattice planes that holds no atom."""
+    inverse = torch.linalg.inv(structure.cell)
+    fractions = (structure.positions @ inverse).remainder(1.0).sort(dim=0).values
+    between = torch.cat([fractions, fractions[:1] + 1.0]).diff(dim=0).amax(dim=0)
+    found: list[float] = (between / torch.linalg.vector_norm(inverse, dim=0)).tolist()
+    return found
 
 
 def _tell_close(found: list[list[str]], structures: Sequence[Structure], batch: Batch) -> None:

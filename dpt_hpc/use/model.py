@@ -38,7 +38,8 @@ def load(
     allow_unknown_elements: bool = False,
     edge_budget: int = EDGE_BUDGET,
 ) -> Model:
-    """The network of a run (its best weights), of a checkpoint, or of an exported directory or file.
+    """The network of a run (its best weights), of a checkpoint, of an exported directory or file, or of a name that
+    `dpt-hpc models` lists.
 
     device: auto (a GPU if there is one that the kernels are built for), cpu, cuda, cuda:1. dtype: float32 or float64 to
     compute in; None for that of the weights. allow_unknown_elements: predict, with a warning, for elements that the
@@ -180,7 +181,6 @@ class Model:
         self, part: list[Structure], graph: RadiusGraph, batch: Batch, *, forces: bool, stress: bool, energies: bool
     ) -> list[Predicted]:
         model, learnt = self.network, self.card.objective
-        doubtful = doubts(part, graph, batch, self.cutoff, self.card.elements)
         derived: dict[str, torch.Tensor | None] = {}
         if learnt.get("kind") == "head_denoising":
             p = Prediction(batch.positions.new_zeros(len(part)))
@@ -196,6 +196,7 @@ class Model:
             vectors = edge_vectors(batch.positions, batch.cell, graph, batch.batch)
             features = model.features_for_energy(batch.atomic_numbers, vectors, graph)
             derived["energies"] = atomic_energies(model, features, p.energy, batch.atomic_numbers, batch.atom_ptr)
+        doubtful = doubts(part, graph, batch, self.cutoff, self.card.elements, stress=derived.get("stress") is not None)
         values = p.energy.double().tolist()
         arrays = {name: v.detach().cpu().numpy() for name, v in derived.items() if v is not None}
         ptr = batch.atom_ptr.tolist()

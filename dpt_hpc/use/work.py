@@ -1,4 +1,4 @@
-"""The verbs `predict`, `embed` and `export`: files in, a file out, whatever the number of structures."""
+"""The verbs `models`, `predict`, `embed` and `export`: files in, a file out, whatever the number of structures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from dpt_hpc.data.progress import Progress, count_structures
 from dpt_hpc.errors import ConfigError, DataError
-from dpt_hpc.train.checkpoint import find_checkpoint, model_files, single_file
+from dpt_hpc.train.checkpoint import find_checkpoint, load_card, model_files, single_file, weights_digest
 from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.shareable import shareable_model
 from dpt_hpc.use.files import read_structures
@@ -50,19 +50,22 @@ def predict_files(
     energies: bool = False,
     file_format: str | None = None,
     skip_broken: bool = False,
+    force: bool = False,
     quiet: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
     """Predict for every structure of `paths` into `out` (.extxyz, .csv or .json); returns a summary.
 
     One batch is in memory at a time, and `out` appears only when it is whole. skip_broken: leave out what cannot be
-    read or answered, elements unknown to the network included. say: told of that, and of warnings.
+    read or answered, elements unknown to the network included. force: write over an `out` that is there. say: told of
+    what is left out, and of warnings.
 
-    Raises ConfigError for a name of `out` that tells no format, and as `Model.predict` and `read_structures` do.
+    Raises ConfigError for a name of `out` that tells no format or is taken, and as `Model.predict` and
+    `read_structures` do.
     """
     check_suffix(out)
     model.check_request(energies=energies)
-    _check_new(out, paths)
+    _check_new(out, paths, force)
     broken, doubtful = Told(say, "left out"), Told(say, "warning")
     progress = Progress(None if quiet else count_structures(paths, file_format), quiet=quiet)
     leave_out = broken if skip_broken else None
@@ -99,6 +102,7 @@ def embed_files(
     atoms: bool = False,
     file_format: str | None = None,
     skip_broken: bool = False,
+    force: bool = False,
     quiet: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def embed_files(
     """
     if out.suffix != ".npz":
         raise ConfigError(f"--out {out}: expected a name that ends with .npz.")
-    _check_new(out, paths)
+    _check_new(out, paths, force)
     broken = Told(say, "left out")
     progress = Progress(None if quiet else count_structures(paths, file_format), quiet=quiet)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +149,26 @@ def embed_files(
     }
 
 
+def describe(name: str, path: str | Path) -> dict[str, Any]:
+    """What a user chooses a model by: what it is and gives, what it learnt from, its errors, licence and SHA-256."""
+    card = load_card(path)
+    learnt, training = card.trained_on, card.training
+    part = "test" if "test" in training else "validation"
+    errors = {key: value for key, value in (training.get(part) or {}).items() if key.endswith("_mae")}
+    return {
+        "name": name,
+        "network": card.options.name,
+        "gives": ", ".join(card.units),
+        "elements": len(card.elements),
+        "data": ", ".join(data["name"] for data in learnt["dataset"]),
+        "structures": learnt["split"]["train"],
+        "epochs": training["epochs"],
+        "errors": f"{part}: " + ", ".join(f"{key} {value:.3g}" for key, value in errors.items()),
+        "licence": "; ".join(data.get("licence", "unknown") for data in learnt["dataset"]),
+        "sha256": weights_digest(path),
+    }
+
+
 def export(path: str | Path, out: Path, *, force: bool = False) -> dict[str, Any]:
     """The best weights of a run, or those of a checkpoint, as a model to share; returns a summary.
 
@@ -156,11 +180,8 @@ def export(path: str | Path, out: Path, *, force: bool = False) -> dict[str, Any
     card, weights = shareable_model(checkpoint)
     single = out.suffix == ".safetensors"
     files = {out: single_file(card, weights)} if single else {out / n: c for n, c in model_files(card, weights).items()}
-    present = [file for file in files if file.exists()]
-    if present and not force:
-        raise ConfigError(
-            f"--out {out}: {present[0]} is there already.\nName another place, or write over it: --force."
-        )
+    for file in files:
+        _check_free(file, force)
     (out.parent if single else out).mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         temporary = file.with_name(f".{file.name}.partial")
@@ -176,10 +197,16 @@ def export(path: str | Path, out: Path, *, force: bool = False) -> dict[str, Any
     }
 
 
-def _check_new(out: Path, paths: Sequence[str | Path]) -> None:
+def _check_free(file: Path, force: bool) -> None:
+    if file.exists() and not force:
+        raise ConfigError(f"--out: {file} is there already.\nName another place, or write over it: --force.")
+
+
+def _check_new(out: Path, paths: Sequence[str | Path], force: bool) -> None:
     if out.is_dir() or any(out.resolve() == Path(path).resolve() for path in paths):
         what = "is a directory" if out.is_dir() else "is one of the files to read"
         raise ConfigError(f"--out {out}: {what}.\nName another file.")
+    _check_free(out, force)
 
 
 def _check_any(count: int, left_out: int, paths: Sequence[str | Path]) -> None:
