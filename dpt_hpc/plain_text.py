@@ -47,6 +47,30 @@ def from_yaml(text: str) -> Any:
         raise ValueError(f"a value is not what it seems to be: {error}") from None
 
 
+def yaml_lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line, from 1, of each key and list item of a YAML text that `from_yaml` takes, by its path from the root.
+
+    What an alias stands for is where the alias is; what a merge key (<<) brings is not told.
+    """
+    found: dict[tuple[str, ...], int] = {}
+
+    def walk(node: yaml.Node, path: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            inner = [(key.value, key.start_mark, value) for key, value in node.value]
+        else:
+            inner = [(str(place), item.start_mark, item) for place, item in enumerate(node.value)]
+        for name, mark, value in inner:
+            own = (*path, str(name))
+            found[own] = mark.line + 1
+            if isinstance(value, yaml.CollectionNode) and value.start_mark.index >= mark.index:  # not an alias
+                walk(value, own)
+
+    root = yaml.compose(text, _Loader)
+    if isinstance(root, yaml.CollectionNode):
+        walk(root, ())
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()

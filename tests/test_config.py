@@ -119,6 +119,33 @@ def test_all_faults_are_told_at_once() -> None:
     assert "optimizer.lr" in str(caught.value)
 
 
+def test_each_fault_names_its_line_or_its_override(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "task: pretrain\n"
+        "# a comment\n"
+        "data: &d {path: x, store: cloud}\n"
+        "training:\n"
+        "  epochs: -3\n"
+        "  batch_size: many\n"
+        "optimizer:\n"
+        "  learning_rate: fast\n"
+        "run_dir: runs/x\n"
+    )
+    overrides = ["optimizer.learning_rate=slow", "training.epochs=0", "model={name: cgcnn, cutof: 3}"]
+    with pytest.raises(ConfigError) as told:
+        load_config(file, PretrainConfig, overrides)
+    faults = {line.partition(": ")[0].strip() for line in str(told.value).splitlines()[1:]}
+    assert faults == {
+        f"{file}:3",
+        f"{file}:6",
+        "--set optimizer.learning_rate",
+        "--set training.epochs",
+        "--set model.cutof",
+    }
+    assert f"{file}:3: data.store: " in str(told.value)
+
+
 def test_all_weights_zero_is_refused() -> None:
     zero = [f"objective.{label}_weight=0" for label in ("energy", "forces", "stress")]
     with pytest.raises(ConfigError, match="nothing to learn"):

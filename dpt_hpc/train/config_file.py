@@ -12,37 +12,42 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dpt_hpc.errors import ConfigError, did_you_mean
-from dpt_hpc.plain_text import from_yaml
+from dpt_hpc.plain_text import from_yaml, yaml_lines
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
 AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
+Places = dict[tuple[str, ...], str]
+"""What says an option, by its path from the root: a line of a file, or --set; in front of what is wrong with it."""
 TASKS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 """What a config may be of: the verbs that take one."""
 
 
 def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str] = ()) -> AnyConfig:
     """Read the config of a run into `kind`, as `read_config` does; ConfigError, too, for that of the other verb."""
-    raw = _overridden(path, overrides)
+    raw, places = _overridden(path, overrides)
     task = raw.get("task")
     if isinstance(task, str) and TASKS.get(task, kind) is not kind:
         raise ConfigError(f"config {path}: its task is {task}.\nRun it with `dpt-hpc {task} {path}`.")
-    return check_config(raw, kind, str(path))
+    return check_config(raw, kind, str(path), places)
 
 
 def read_config(path: str | Path, kind: type[AnyOptions], overrides: Sequence[str] = ()) -> AnyOptions:
     """Read a YAML file into `kind`, with overrides of the form `a.b=value` (value is YAML).
 
-    Raises ConfigError naming file, key, value and, for an unknown key, the nearest valid one; all faults at once.
+    Raises ConfigError naming file, line, key, value and, for an unknown key, the nearest valid one; all faults at once.
     """
-    return check_config(_overridden(path, overrides), kind, str(path))
+    raw, places = _overridden(path, overrides)
+    return check_config(raw, kind, str(path), places)
 
 
-def _overridden(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    raw = _read(path)
+def _overridden(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
+    raw, lines = _read(path)
+    places = {key: f"{path}:{line}: " for key, line in lines.items()}
     for override in overrides:
-        _apply(raw, override)
-    return raw
+        key = _apply(raw, override)
+        places = {k: place for k, place in places.items() if k[: len(key)] != key} | {key: "--set "}
+    return raw, places
 
 
 def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
@@ -53,26 +58,29 @@ def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
 
 def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
     """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
-    task = _read(path).get("task")
+    task = _read(path)[0].get("task")
     if not isinstance(task, str) or task not in TASKS:
         near = did_you_mean(str(task), TASKS)
         raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(TASKS)}.{near}")
     return TASKS[task]
 
 
-def check_config(raw: dict[str, Any], kind: type[AnyOptions], source: str) -> AnyOptions:
-    """`raw` as a checked `kind`; `source` names it in errors."""
+def check_config(
+    raw: dict[str, Any], kind: type[AnyOptions], source: str, places: Places | None = None
+) -> AnyOptions:
+    """`raw` as a checked `kind`; `source` names it in errors, `places` what says each of its options."""
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        faults: list[str] = [f"  {_fault(raw, kind, dict(e))}" for e in error.errors()]
+        faults: list[str] = [f"  {_fault(raw, kind, dict(e), places or {})}" for e in error.errors()]
         raise ConfigError("\n".join([f"config {source}: {len(faults)} option(s) wrong.", *faults])) from None
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    """What the YAML file says. Raises ConfigError if it cannot be read, or is no mapping."""
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """What the YAML file says, and in which lines. Raises ConfigError if it cannot be read, or is no mapping."""
     try:
-        raw = from_yaml(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        raw = from_yaml(text)
     except FileNotFoundError:
         raise ConfigError(f"config {path}: no such file.") from None
     except OSError as error:
@@ -82,10 +90,11 @@ def _read(path: str | Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"expected a mapping of options, got {type(raw).__name__}"
         raise ConfigError(f"config {path}: {what}.\nWrite one with `dpt-hpc config init pretrain --out FILE`.")
-    return raw
+    return raw, yaml_lines(text)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Put `KEY=VALUE` into `raw`; returns the path of the key."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, for example training.epochs=10.")
@@ -99,9 +108,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node[last] = from_yaml(value)
     except ValueError:
         raise ConfigError(f"--set {override}: {value!r} is not valid YAML.") from None
+    return (*parents, last)
 
 
-def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
+def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any], places: Places) -> str:
+    location = _location(raw, kind, error)
+    said = (places.get(tuple(location[:depth])) for depth in range(len(location), 0, -1))
+    return f"{next(filter(None, said), '')}{_what_is_wrong(raw, kind, error, location)}"
+
+
+def _location(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> list[str]:
     # The tag of a discriminated union is part of pydantic's location, but not of the file's.
     location: list[str] = []
     node = raw
@@ -110,6 +126,10 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> str:
             continue
         location.append(str(part))
         node = node[part] if isinstance(node, dict) and part in node else node
+    return location
+
+
+def _what_is_wrong(raw: Any, kind: type[BaseModel], error: dict[str, Any], location: list[str]) -> str:
     name = ".".join(location)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         valid = _keys(kind, raw, location[:-1])
