@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dpt_hpc.models import CGCNNOptions, ModelOptions, TorchMDETOptions
-from dpt_hpc.models.painn import PaiNNOptions
-from dpt_hpc.models.schnet import SchNetOptions
+from dpt_hpc.network_options import PaiNNOptions, SchNetOptions
 
 CGCNN = CGCNNOptions(cutoff=5.0, max_neighbors=None)
 ET = TorchMDETOptions(

@@ -24,6 +24,7 @@ from dpt_hpc.quickstart import PACKAGE, configs
 from dpt_hpc.train import signals
 
 PRETRAIN = str(configs() / "pretrain" / "cgcnn_1_500_500.yaml")
+FINETUNE = str(configs() / "finetune" / "cgcnn_jdft.yaml")
 SAMPLE = PACKAGE / "sample" / "elastic.json.gz"
 
 
@@ -56,6 +57,32 @@ def test_help_and_completion_do_not_wait_for_torch() -> None:
     found = "import sys, dpt_hpc.cli; print(sorted({'torch', 'numpy', 'h5py', 'pydantic', 'ase'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"pretrain {PRETRAIN} --set trainig.epochs=3",
+        f"finetune {FINETUNE} --set training.epochs=-3 --set model.name=cgcn",
+        f"run {PRETRAIN} --set model.cutoff=0",
+        f"config check {PRETRAIN} --set trainig.epochs=3",
+        "config schema pretrain",
+        "config schema pretran",
+        "pretrian",
+    ],
+)
+def test_a_wrong_option_does_not_wait_for_torch(line: str) -> None:
+    found = (
+        "import sys\n"
+        "from dpt_hpc.cli import run_command_line\n"
+        "try:\n"
+        "    run_command_line(sys.argv[1:])\n"
+        "finally:\n"
+        "    print('\\nheavy:', sorted({'torch', 'numpy', 'h5py', 'ase'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", found, *line.split()], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert done.returncode == 0 if line == "config schema pretrain" else "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

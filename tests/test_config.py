@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dpt_hpc.data.catalog.entries import Catalog
 from dpt_hpc.errors import ConfigError
-from dpt_hpc.models import CGCNNOptions, TorchMDETOptions
+from dpt_hpc.models import NETWORKS, CGCNNOptions, ModelOptions, TorchMDETOptions
 from dpt_hpc.quickstart import configs
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
-from dpt_hpc.train.config_file import load_config
+from dpt_hpc.train.config_file import kind_of, load_config
 from dpt_hpc.train.run_dir import save_config
 
 PRESETS = sorted(p for p in configs().rglob("*.yaml") if p.parent.name != "suite")
@@ -146,6 +148,55 @@ def test_each_fault_names_its_line_or_its_override(tmp_path: Path) -> None:
     assert f"{file}:3: data.store: " in str(told.value)
 
 
+def test_a_fault_of_a_group_names_the_line_of_its_option(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: pretrain\nrun_dir: r\ndata: {path: d}\nmodel:\n  hidden: 8\n  cutoff: -1\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:6: model: cutoff is -1\.0, expected more than 0\."):
+        load_config(file, PretrainConfig)
+    with pytest.raises(ConfigError, match=r"\n  --set model: cutoff is -2\.0, expected more than 0\."):
+        load_config(file, PretrainConfig, ["model.cutoff=-2"])
+
+
+def test_a_wrong_name_hides_no_fault_beside_it(tmp_path: Path) -> None:
+    """Not those either that its group has under every right name; those under some (envelope) cannot be known."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "task: pretrain\n"
+        "run_dir: r\n"
+        "data: {path: d}\n"
+        "model:\n"
+        "  name: shnet\n"
+        "  hiden: 3\n"
+        "  layers: many\n"
+        "  envelope: cosine\n"
+        "training: {epochs: 0}\n"
+        "objective:\n"
+        "  kind: derivativ\n"
+        "  colour: 2\n"
+    )
+    with pytest.raises(ConfigError) as told:
+        load_config(file, PretrainConfig)
+    faults = [fault.partition(f"{file}:")[2] for fault in str(told.value).splitlines()[1:]]
+    assert [re.split("; (?:got|expected|valid)", fault)[0] for fault in faults] == [
+        "5: model.name: is 'shnet'",
+        "7: model.layers: Input should be a valid integer, unable to parse string as an integer",
+        "6: model.hiden: unknown option; did you mean model.hidden?",
+        "9: training.epochs: Input should be greater than or equal to 1",
+        "11: objective.kind: is 'derivativ'",
+        "12: objective.colour: unknown option",
+    ]
+
+
+def test_a_wrong_task_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("run_dir: r\ntask: pretrian\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:2: task is 'pretrian', .* Did you mean pretrain\?"):
+        kind_of(tmp_path / "mine.yaml")
+
+
+def test_every_network_has_its_options_in_configs() -> None:
+    assert [options for options, _ in NETWORKS] == list(get_args(ModelOptions))
+
+
 def test_all_weights_zero_is_refused() -> None:
     zero = [f"objective.{label}_weight=0" for label in ("energy", "forces", "stress")]
     with pytest.raises(ConfigError, match="nothing to learn"):
@@ -167,7 +218,10 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_a_required_option_is_named(tmp_path: Path) -> None:
     short = tmp_path / "short.yaml"
     short.write_text("run_dir: runs/x\ndata: {path: d}\n")
-    with pytest.raises(ConfigError, match=r"objective: required, but not given"):
+    with pytest.raises(ConfigError, match=r"\n  objective: required, but not given"):
+        load_config(short, FinetuneConfig)
+    short.write_text("run_dir: runs/x\ndata: {path: d}\nobjective:\n  kind: property\n")
+    with pytest.raises(ConfigError, match=r"short\.yaml:3: objective\.target: required, but not given"):
         load_config(short, FinetuneConfig)
 
 

@@ -67,13 +67,14 @@ def show(file: Path, overrides: Set = None, as_json: Json = False) -> None:
 @config.command(epilog="Example: `dpt-hpc config check mine.yaml --set data.path=data/mine`")
 def check(file: Path, overrides: Set = None, as_json: Json = False) -> None:
     """Whether a config is valid, and its data and files are there. Starts nothing; `pretrain --check` tries a step."""
+    options = _load(file, overrides)
+    # Only now: these import torch, and a wrong option is told before that.
     from dpt_hpc.data.leaks import read_exclusion
     from dpt_hpc.data.shards import Dataset
     from dpt_hpc.train.compat import differences
     from dpt_hpc.train.parts import make_split, target_values
     from dpt_hpc.train.pretrained import find_pretrained
 
-    options = _load(file, overrides)
     dataset = Dataset.open(options.data.path, verify=False)
     found: dict[str, Any] = {"file": str(file), "task": options.task}
     if getattr(options, "pretrained", None) is not None:

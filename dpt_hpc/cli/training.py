@@ -76,20 +76,24 @@ def _train(
     """What pretrain, finetune and run share. task: None for the one that the config names."""
     from dpt_hpc.train import signals
 
-    signals.listen(peers=place_so_far()[1] > 1)
-    from dpt_hpc.data.group import agree
+    peers = place_so_far()[1] > 1
+    signals.listen(peers=peers)
     from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
     from dpt_hpc.train.config_file import kind_of, load_config, of_an_array
-    from dpt_hpc.train.finetune import finetune
-    from dpt_hpc.train.heartbeat import watched
-    from dpt_hpc.train.pretrain import pretrain
-    from dpt_hpc.train.ranks import enter_world, leave_world
-    from dpt_hpc.train.starts import count_start
 
     def read() -> PretrainConfig | FinetuneConfig:
         kind: Any = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[task] if task else kind_of(config)
         options = load_config(config, kind, overrides or [])
         return options if array is None else of_an_array(options, array)
+
+    if not peers:  # a wrong option is told before torch is imported; several ranks must have met, to agree on it
+        read()
+    from dpt_hpc.data.group import agree
+    from dpt_hpc.train.finetune import finetune
+    from dpt_hpc.train.heartbeat import watched
+    from dpt_hpc.train.pretrain import pretrain
+    from dpt_hpc.train.ranks import enter_world, leave_world
+    from dpt_hpc.train.starts import count_start
 
     ranks = enter_world()
     options = agree(ranks, read)

@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
-from dpt_hpc.models.options import NetworkOptions
 from dpt_hpc.models.precision import Linear, NodeProducts
 from dpt_hpc.models.radial import envelope_of, gaussian_basis, tabulate
 from dpt_hpc.models.readout import read_out
-from dpt_hpc.ops import Backend, RadialBasis, RadiusGraph, cgconv, edge_product, gather_aggregate, linear
+from dpt_hpc.network_options import Backend, CGCNNOptions
+from dpt_hpc.ops import RadialBasis, RadiusGraph, cgconv, edge_product, gather_aggregate, linear
 from dpt_hpc.ops.kept import kept
-
-
-@dataclass(frozen=True)
-class CGCNNOptions(NetworkOptions):
-    """Options of CGCNN; the defaults are the paper's experiments, with an exact graph.
-
-    name: the network
-    cutoff: Å
-    max_neighbors: the nearest neighbours of each atom that are kept; null keeps all
-    max_images: periodic images per axis: 1 and 2 reproduce the paper's two codes; null is exact
-    num_elements: width of the one-hot encoding of Z
-    hidden: node channels F
-    layers: how many CGConv layers
-    gaussians: how many radial functions
-    gaussian_width: their sigma, as a fraction of the cutoff (0.05 in the paper's experiments, 0.2 in its release)
-    envelope: null, as in the paper: the energy jumps when a pair crosses the cutoff. Otherwise the message m of a pair
-        vanishes there with slope zero, and the mean over neighbours is sum of w m / (1 + sum of w), w the envelope:
-        energy and forces are continuous. cosine and polynomial multiply each message, and a step takes four times as
-        long (see CGConv); gate closes CGConv's own gate within the last few gaussian_width, which costs next to
-        nothing. Where an atom has more than max_neighbors neighbours, energies still jump when the farthest one that is
-        kept changes, under any envelope
-    readout_hidden: width of the read-out
-    readout_layers: hidden layers of the read-out
-    pooling: sum or mean of the nodes of a structure
-    filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
-    table_knots: intervals of that table
-    backend: of the messages: native is the fused kernels, reference and pyg are plain twins (dpt_hpc.ops.backends)
-
-    Raises ValueError for a value out of its range.
-    """
-
-    least: ClassVar[Mapping[str, int]] = {"gaussians": 4}
-    positive: ClassVar[tuple[str, ...]] = ("cutoff", "gaussian_width")
-
-    name: Literal["cgcnn"] = "cgcnn"
-    hidden: int = 100
-    layers: int = 4
-    gaussians: int = 50
-    gaussian_width: float = 0.05
-    envelope: Literal["cosine", "polynomial", "gate"] | None = None
-    readout_hidden: int = 150
-    readout_layers: int = 3
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any
 
-from dpt_hpc.models.cgcnn import CGCNN, CGCNNOptions
+from dpt_hpc.models.cgcnn import CGCNN
 from dpt_hpc.models.energy_model import EnergyModel
 from dpt_hpc.models.heads import noise_head as build_noise_head
-from dpt_hpc.models.options import NetworkOptions
-from dpt_hpc.models.painn import PaiNN, PaiNNOptions
+from dpt_hpc.models.painn import PaiNN
 from dpt_hpc.models.scaling import Scaling
-from dpt_hpc.models.schnet import SchNet, SchNetOptions
-from dpt_hpc.models.torchmd_et import TorchMDET, TorchMDETOptions
+from dpt_hpc.models.schnet import SchNet
+from dpt_hpc.models.torchmd_et import TorchMDET
+from dpt_hpc.network_options import (
+    CGCNNOptions,
+    ModelOptions,
+    NetworkOptions,
+    PaiNNOptions,
+    SchNetOptions,
+    TorchMDETOptions,
+)
 
 NETWORKS: tuple[tuple[type[NetworkOptions], type[EnergyModel]], ...] = (
     (CGCNNOptions, CGCNN),
@@ -19,14 +26,7 @@ NETWORKS: tuple[tuple[type[NetworkOptions], type[EnergyModel]], ...] = (
     (SchNetOptions, SchNet),
     (PaiNNOptions, PaiNN),
 )
-"""Options of each network, and the network that is built from them. Configurations, checkpoints, the command line and
-their messages follow from this."""
-
-if TYPE_CHECKING:
-    ModelOptions = NetworkOptions
-else:
-    ModelOptions = Union[tuple(options for options, _ in NETWORKS)]  # noqa: UP007 - made of a tuple, for pydantic
-"""Options of any network; `name` tells them apart."""
+"""The options of each network, and the network that is built from them."""
 
 
 def model_options(content: dict[str, object]) -> ModelOptions:

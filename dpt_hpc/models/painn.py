@@ -8,10 +8,8 @@ smoothly at the cutoff r_c. The energy is the sum of the atoms' (or their mean).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,48 +17,16 @@ from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.initial_weights import xavier
-from dpt_hpc.models.options import NetworkOptions
 from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.radial import RadialGrid, RadialPoints, spline_coefficients
 from dpt_hpc.models.readout import read_out
-from dpt_hpc.ops import Backend, RadialTaps, RadiusGraph, radial_messages
+from dpt_hpc.network_options import Backend, PaiNNOptions
+from dpt_hpc.ops import RadialTaps, RadiusGraph, radial_messages
 
 TINY = 1e-4
 """Added to the square of a vector before its root is taken: at an inversion centre all vectors are zero, in float32
 rounding noise, and without it the gradient would be NaN, or the noise's direction. The published root has no such term;
 it moves the forces of an untrained network by 1.8 %."""
-
-
-@dataclass(frozen=True)
-class PaiNNOptions(NetworkOptions):
-    """Options of PaiNN; the defaults are the published ones, on the graph of the other networks (8 Å, published: 5 Å).
-
-    name: the network
-    cutoff: Å
-    max_neighbors: the nearest neighbours of each atom that are kept; null keeps all
-    max_images: periodic images per axis; null is exact
-    num_elements: how many elements have an embedding, from hydrogen on
-    hidden: channels F of scalars and of vectors
-    layers: how many message and update blocks
-    radial: how many radial functions sin(n pi d / r_c) / d
-    readout_hidden: width of the read-out of each atom
-    readout_layers: hidden layers of that read-out
-    pooling: sum or mean of the energies of the atoms of a structure
-    filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
-    table_knots: intervals of that table
-    backend: of the messages: native is the fused kernels, reference and pyg are plain twins (dpt_hpc.ops.backends)
-
-    Raises ValueError for a value out of its range.
-    """
-
-    least: ClassVar[Mapping[str, int]] = {"radial": 1}
-
-    name: Literal["painn"] = "painn"
-    hidden: int = 128
-    layers: int = 3
-    radial: int = 20
-    readout_hidden: int = 64
-    readout_layers: int = 1
 
 
 @dataclass(frozen=True)

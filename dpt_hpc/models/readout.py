@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Pooling = Literal["add", "mean"]
+from dpt_hpc.network_options import Pooling
 
 
 def read_out(x: Tensor, atom_ptr: Tensor, pooling: Pooling, hidden: Iterable[nn.Module], output: nn.Module) -> Tensor:

@@ -8,10 +8,7 @@ cutoff, as SchNetPack (Schütt et al. 2019) has it. The energy is the sum of the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,47 +16,11 @@ from torch.nn import functional
 
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.initial_weights import xavier
-from dpt_hpc.models.options import NetworkOptions
 from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.radial import RadialGrid, RadialPoints, gaussian_basis, spline_coefficients
 from dpt_hpc.models.readout import read_out
-from dpt_hpc.ops import Backend, RadiusGraph, gather_aggregate, radial_messages
-
-
-@dataclass(frozen=True)
-class SchNetOptions(NetworkOptions):
-    """Options of SchNet; the defaults are those published for crystals, on the graph of the other networks (8 Å).
-
-    name: the network
-    cutoff: Å
-    max_neighbors: the nearest neighbours of each atom that are kept; null keeps all
-    max_images: periodic images per axis; null is exact
-    num_elements: how many elements have an embedding, from hydrogen on
-    hidden: channels F of the atoms and of the filters
-    layers: how many interaction blocks
-    gaussians: how many radial functions; 81 on 8 Å are 0.1 Å apart, as published
-    gaussian_width: their sigma, as a fraction of the cutoff; 0.028 of 8 Å is gamma = 1 / (2 sigma²) = 10 / Å², as
-        published
-    readout_hidden: width of the read-out of each atom
-    readout_layers: hidden layers of that read-out
-    pooling: sum or mean of the energies of the atoms of a structure
-    filters: exact evaluates the filters on every edge; table interpolates them between knots, which is faster
-    table_knots: intervals of that table
-    backend: of the messages: native is the fused kernels, reference and pyg are plain twins (dpt_hpc.ops.backends)
-
-    Raises ValueError for a value out of its range.
-    """
-
-    least: ClassVar[Mapping[str, int]] = {"gaussians": 4}
-    positive: ClassVar[tuple[str, ...]] = ("cutoff", "gaussian_width")
-
-    name: Literal["schnet"] = "schnet"
-    hidden: int = 64
-    layers: int = 6
-    gaussians: int = 81
-    gaussian_width: float = 0.028
-    readout_hidden: int = 32
-    readout_layers: int = 1
+from dpt_hpc.network_options import Backend, SchNetOptions
+from dpt_hpc.ops import RadiusGraph, gather_aggregate, radial_messages
 
 
 class Interaction(nn.Module):

@@ -11,10 +11,7 @@ we keep them, because the energy of a crystal must not depend on the size of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,53 +19,11 @@ from torch import Tensor, nn
 from dpt_hpc.models.energy_model import EnergyModel, NodeFeatures
 from dpt_hpc.models.exp_normal import EdgeGeometry, ExpNormal
 from dpt_hpc.models.initial_weights import xavier
-from dpt_hpc.models.options import NetworkOptions
 from dpt_hpc.models.precision import Linear
 from dpt_hpc.models.readout import read_out
 from dpt_hpc.models.vector_norm import VectorLayerNorm
+from dpt_hpc.network_options import TorchMDETOptions
 from dpt_hpc.ops import RadiusGraph, radial_messages
-
-
-@dataclass(frozen=True)
-class TorchMDETOptions(NetworkOptions):
-    """Options of the equivariant transformer; the defaults are the paper's, with an exact graph.
-
-    name: the network
-    cutoff: Å
-    max_neighbors: the nearest neighbours of each atom that are kept; null keeps all
-    max_images: periodic images per axis: 1 and 2 reproduce the paper's two codes; null is exact
-    num_elements: how many elements have an embedding, from hydrogen on
-    hidden: channels C of scalars and of vectors
-    layers: how many attention layers
-    heads: of the attention; they share the channels equally
-    radial: how many radial functions, whose means and widths are trained
-    readout_hidden: width of the read-out
-    readout_layers: hidden layers of the read-out
-    vector_norm: whitened: a LayerNorm of the vectors too, before a head reads them (the energy does not); null: none
-    pooling: sum or mean of the atoms of a structure
-    filters: exact evaluates the radial functions on every edge; table interpolates the filters between knots
-    table_knots: intervals of that table
-    backend: of the messages: native is the fused kernels, reference and pyg are plain twins (dpt_hpc.ops.backends)
-
-    Raises ValueError for a value out of its range.
-    """
-
-    least: ClassVar[Mapping[str, int]] = {"layers": 1, "heads": 1, "radial": 2}
-
-    name: Literal["torchmd_et"] = "torchmd_et"
-    hidden: int = 128
-    layers: int = 8
-    heads: int = 8
-    radial: int = 50
-    envelope: Literal["cosine"] | None = None
-    readout_hidden: int = 128
-    readout_layers: int = 2
-    vector_norm: Literal["whitened"] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden is {self.hidden}, expected a multiple of heads, which is {self.heads}")
 
 
 class NeighborEmbedding(nn.Module):

@@ -4,8 +4,8 @@ Each has a native kernel (C++, dpt_hpc._C) and a slow plain twin in `dpt_hpc.ops
 """
 
 from dpt_hpc import _C
+from dpt_hpc.network_options import Backend
 from dpt_hpc.ops.autograd import inner_derivative
-from dpt_hpc.ops.backends import Backend
 from dpt_hpc.ops.gather_aggregate import edge_product, gather_aggregate
 from dpt_hpc.ops.linear import Precision, linear
 from dpt_hpc.ops.messages import cgconv

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
-
-Backend = Literal["native", "reference", "pyg"]
-"""native: the kernels of dpt_hpc · reference: plain PyTorch, slow and obvious · pyg: the same with the reductions of
-torch-scatter and the neighbour search of torch-cluster, on which the networks of PyTorch Geometric run."""
+from dpt_hpc.network_options import Backend
 
 
 def plain_twins(backend: str, op: str) -> ModuleType:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dpt_hpc import _C
+from dpt_hpc.network_options import Backend
 from dpt_hpc.ops.autograd import apply, asked
-from dpt_hpc.ops.backends import Backend, plain_twins, refuse_other_devices
+from dpt_hpc.ops.backends import plain_twins, refuse_other_devices
 from dpt_hpc.ops.radius_graph import RadiusGraph
 
 

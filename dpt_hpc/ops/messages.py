@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dpt_hpc import _C
+from dpt_hpc.network_options import Backend
 from dpt_hpc.ops import messages_cuda
 from dpt_hpc.ops.autograd import Scope, apply, asked, current_scope, third_derivative
-from dpt_hpc.ops.backends import Backend, plain_twins, refuse_other_devices
+from dpt_hpc.ops.backends import plain_twins, refuse_other_devices
 from dpt_hpc.ops.radial_basis import RadialBasis
 from dpt_hpc.ops.radius_graph import RadiusGraph
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dpt_hpc import _C
 from dpt_hpc.errors import EnvironmentFault
-from dpt_hpc.ops.backends import Backend, plain_twins
+from dpt_hpc.network_options import Backend
+from dpt_hpc.ops.backends import plain_twins
 from dpt_hpc.ops.kept import kept
 from dpt_hpc.ops.radius_fault import check_cells, check_offsets, fault_error
 from dpt_hpc.ops.radius_graph_cuda import edges_by_source, find_edges

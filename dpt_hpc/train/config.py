@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from dpt_hpc.data.folds import FOLDS
-from dpt_hpc.models import CGCNNOptions, ModelOptions
+from dpt_hpc.network_options import CGCNNOptions, ModelOptions
 from dpt_hpc.train.compat import Compat, check_preset, filled
 from dpt_hpc.train.deepspeed_options import ZERO_3
 
@@ -344,7 +343,11 @@ class FinetuneConfig(RunConfig):
 
     @model_validator(mode="after")
     def _has_the_folds(self) -> FinetuneConfig:
-        if self.data.split.matbench is not None and max(self.seeds) >= FOLDS:
+        if self.data.split.matbench is None:
+            return self
+        from dpt_hpc.data.folds import FOLDS  # not above: it brings torch, and a wrong option is told before that
+
+        if max(self.seeds) >= FOLDS:
             raise ValueError(
                 f"seeds are {list(self.seeds)}, but data.split.matbench makes them its folds: expected some of 0 to 4"
             )

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from dpt_hpc.errors import ConfigError, did_you_mean
 from dpt_hpc.plain_text import from_yaml, yaml_lines
@@ -58,21 +58,22 @@ def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
 
 def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
     """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
-    task = _read(path)[0].get("task")
+    raw, lines = _read(path)
+    task = raw.get("task")
     if not isinstance(task, str) or task not in TASKS:
         near = did_you_mean(str(task), TASKS)
-        raise ConfigError(f"config {path}: task is {task!r}, expected one of {', '.join(TASKS)}.{near}")
+        line = f":{lines['task',]}" if ("task",) in lines else ""
+        raise ConfigError(f"config {path}{line}: task is {task!r}, expected one of {', '.join(TASKS)}.{near}")
     return TASKS[task]
 
 
-def check_config(
-    raw: dict[str, Any], kind: type[AnyOptions], source: str, places: Places | None = None
-) -> AnyOptions:
+def check_config(raw: dict[str, Any], kind: type[AnyOptions], source: str, places: Places | None = None) -> AnyOptions:
     """`raw` as a checked `kind`; `source` names it in errors, `places` what says each of its options."""
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        faults: list[str] = [f"  {_fault(raw, kind, dict(e), places or {})}" for e in error.errors()]
+        errors = [e for found in map(dict, error.errors()) for e in (found, *_under_any_name(raw, kind, found))]
+        faults = [f"  {_fault(raw, kind, e, places or {})}" for e in errors]
         raise ConfigError("\n".join([f"config {source}: {len(faults)} option(s) wrong.", *faults])) from None
 
 
@@ -111,9 +112,31 @@ def _apply(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     return (*parents, last)
 
 
+def _under_any_name(raw: Any, kind: type[BaseModel], error: dict[str, Any]) -> list[dict[str, Any]]:
+    """The faults within a group whose `name` or `kind` is wrong, which pydantic then leaves alone: those that it would
+    have under every one that is right."""
+    if error["type"] not in ("union_tag_not_found", "union_tag_invalid"):
+        return []
+    tag, union = error["ctx"]["discriminator"].strip("'"), _annotation(kind, _location(raw, kind, error))
+    of_each: list[dict[Any, dict[str, Any]]] = []
+    for member in _members(union):
+        try:
+            TypeAdapter(member).validate_python({**error["input"], tag: _tag(member)})
+        except ValidationError as fault:
+            of_each.append(
+                {(e["loc"], e["type"], e["msg"]): {**e, "loc": error["loc"] + e["loc"]} for e in fault.errors()}
+            )
+        else:
+            return []
+    return [fault for key, fault in of_each[0].items() if all(key in others for others in of_each)]
+
+
 def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any], places: Places) -> str:
     location = _location(raw, kind, error)
-    said = (places.get(tuple(location[:depth])) for depth in range(len(location), 0, -1))
+    # A group's own fault is of its name or kind, or begins with the option: `cutoff is -1`, `split.test is 0`.
+    option = error.get("ctx", {}).get("discriminator") or error["msg"].removeprefix("Value error, ").partition(" ")[0]
+    about = (*location, *option.strip("':").split("."))
+    said = (places.get(about[:depth]) for depth in range(len(about), 0, -1))
     return f"{next(filter(None, said), '')}{_what_is_wrong(raw, kind, error, location)}"
 
 
@@ -171,18 +194,22 @@ def _annotation(kind: Any, location: list[str]) -> Any:
 
 
 def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
-    """The options that are valid at `location`."""
+    """The options that are valid at `location`: of a group whose kind or name is wrong, those of each right one."""
+    kinds = [kind]
     for part in location:
         raw = raw[int(part)] if isinstance(raw, list) else raw.get(part, {}) if isinstance(raw, dict) else {}
-        kind = _annotation(kind, [part])
+        kind = _annotation(kinds[0], [part])
         if get_origin(kind) in (dict, tuple):
+            kinds = [kind]
             continue
-        members = _members(kind)
-        tagged = [m for m in members if _tag(m) in (raw.get("kind"), raw.get("name"))] if len(members) > 1 else members
-        kind = (tagged or members)[0]
-    if is_dataclass(kind):
-        return sorted(field.name for field in fields(kind))
-    return sorted(getattr(kind, "model_fields", {}))
+        members, named = _members(kind), raw.get("kind", raw.get("name"))
+        known = [member for member in members if _tag(member) == named]
+        kinds = known or (members[:1] if named is None else members)
+    return sorted({name for kind in kinds for name in _options(kind)})
+
+
+def _options(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else list(getattr(kind, "model_fields", {}))
 
 
 def _members(annotation: Any) -> list[Any]:
