@@ -134,7 +134,7 @@ def test_each_fault_names_its_line_or_its_override(tmp_path: Path) -> None:
         "  learning_rate: fast\n"
         "run_dir: runs/x\n"
     )
-    overrides = ["optimizer.learning_rate=slow", "training.epochs=0", "model={name: cgcnn, cutof: 3}"]
+    overrides = ["trainig.epochs=3", "optimizer.learning_rate=slow", "training.epochs=0", "model={name: cgcnn, cutof: 3}"]
     with pytest.raises(ConfigError) as told:
         load_config(file, PretrainConfig, overrides)
     faults = {line.partition(": ")[0].strip() for line in str(told.value).splitlines()[1:]}
@@ -143,6 +143,7 @@ def test_each_fault_names_its_line_or_its_override(tmp_path: Path) -> None:
         f"{file}:6",
         "--set optimizer.learning_rate",
         "--set training.epochs",
+        "--set trainig",
         "--set model.cutof",
     }
     assert f"{file}:3: data.store: " in str(told.value)
