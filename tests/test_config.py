@@ -134,7 +134,12 @@ def test_each_fault_names_its_line_or_its_override(tmp_path: Path) -> None:
         "  learning_rate: fast\n"
         "run_dir: runs/x\n"
     )
-    overrides = ["trainig.epochs=3", "optimizer.learning_rate=slow", "training.epochs=0", "model={name: cgcnn, cutof: 3}"]
+    overrides = [
+        "trainig.epochs=3",
+        "optimizer.learning_rate=slow",
+        "training.epochs=0",
+        "model={name: cgcnn, cutof: 3}",
+    ]
     with pytest.raises(ConfigError) as told:
         load_config(file, PretrainConfig, overrides)
     faults = {line.partition(": ")[0].strip() for line in str(told.value).splitlines()[1:]}

@@ -46,7 +46,7 @@ def _overridden(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, A
     places = {key: f"{path}:{line}: " for key, line in lines.items()}
     for override in overrides:
         key = _apply(raw, override)
-        groups = {key[:depth]: "--set " for depth in range(1, len(key))}  # those that it makes; the others keep their line
+        groups = {key[:depth]: "--set " for depth in range(1, len(key))}  # that it makes; others keep their line
         places = groups | {k: place for k, place in places.items() if k[: len(key)] != key} | {key: "--set "}
     return raw, places
 
