@@ -4,8 +4,8 @@
 #     python examples/finetune_on_your_own.py [TABLE.csv COLUMN=UNIT [PRETRAINED]]
 #
 # TABLE has a column `file`, which names a CIF file seen from the table's folder, and a column of the property. Without
-# a table, a small one is written here from the sample data. PRETRAINED is a pre-training run; without one the network
-# begins from scratch.
+# a table, a small one is written here from the sample data. PRETRAINED is a pre-training run of the same network;
+# without one it begins from scratch.
 
 # %%
 import csv
@@ -17,7 +17,6 @@ from pathlib import Path
 from ase import Atoms
 from ase.io import write
 
-from dpt_hpc.data.ingest import ingest
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.quickstart import PACKAGE
 
@@ -29,7 +28,8 @@ SMALL = 80
 def dpt_hpc(*words: str | Path) -> None:
     """One command, as in a shell."""
     print("$ dpt-hpc", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "dpt_hpc", *map(str, words)], check=True)
+    if code := subprocess.run([sys.executable, "-m", "dpt_hpc", *map(str, words)]).returncode:
+        sys.exit(code)  # it has said what is wrong
 
 
 # %% [markdown]
@@ -37,10 +37,10 @@ def dpt_hpc(*words: str | Path) -> None:
 
 # %%
 if TABLE is None:
-    ingest([PACKAGE / "sample" / "elastic.json.gz"], "sample_moduli")
+    dpt_hpc("ingest", PACKAGE / "sample" / "elastic.json.gz", "--out", "sample_moduli", "--quiet")
     sample = Dataset.open("sample_moduli")
     smallest = sample.num_atoms.argsort(kind="stable")[:SMALL].tolist()
-    folder = Path("mine")
+    folder = Path("sample_crystals")
     (folder / "cifs").mkdir(parents=True)
     with (folder / "table.csv").open("w", newline="") as stream:
         rows = csv.writer(stream)
@@ -52,14 +52,16 @@ if TABLE is None:
             rows.writerow([file, crystal.properties["log10_k_vrh"]])
     TABLE, TARGET = str(folder / "table.csv"), "bulk_modulus=log10(GPa)"
 assert TARGET is not None, "name the column and its unit, for example band_gap=eV"
+NAME = TARGET.partition("=")[0]
+DATA, RUN = f"data/{NAME}", f"runs/{NAME}"
 print(Path(TABLE).read_text()[:200], "...")
 
 # %% [markdown]
 # ## Ingest, and look at it
 
 # %%
-dpt_hpc("ingest", TABLE, "--target", TARGET, "--out", "data/mine")
-dpt_hpc("inspect", "data/mine")
+dpt_hpc("ingest", TABLE, "--target", TARGET, "--out", DATA)
+dpt_hpc("inspect", DATA)
 
 # %% [markdown]
 # ## Fine-tune
@@ -68,13 +70,12 @@ dpt_hpc("inspect", "data/mine")
 # not grow with the cell; sums, such as a total energy, want `add`.
 
 # %%
-name = TARGET.partition("=")[0]
 Path("finetune.yaml").write_text(
     f"""task: finetune
-run_dir: runs/mine
+run_dir: {RUN}
 pretrained: {PRETRAINED or "null"}
-data: {{path: data/mine}}
-objective: {{kind: property, target: {name}}}
+data: {{path: {DATA}}}
+objective: {{kind: property, target: {NAME}}}
 model: {{name: cgcnn, cutoff: 5.0, pooling: mean, filters: table}}
 training: {{epochs: 20, batch_size: 16}}
 seeds: [0, 1, 2]
@@ -82,8 +83,8 @@ seeds: [0, 1, 2]
 )
 dpt_hpc("config", "check", "finetune.yaml")
 dpt_hpc("finetune", "finetune.yaml", "--quiet")
-results = json.loads(Path("runs/mine/results.json").read_text())
-print(f"{name}: test MAE {results['mean']:.3f} ± {results['std']:.3f} {results['unit']}")
+results = json.loads(Path(RUN, "results.json").read_text())
+print(f"{NAME}: test MAE {results['mean']:.3f} ± {results['std']:.3f} {results['unit']}")
 
 # %% [markdown]
 # ## Predict
@@ -92,5 +93,5 @@ print(f"{name}: test MAE {results['mean']:.3f} ± {results['std']:.3f} {results[
 # elements out of the training part; for work of your own leave it out.
 
 # %%
-dpt_hpc("predict", "runs/mine/seed_0", TABLE, "-o", "predicted.csv", "--allow-unknown-elements", "--quiet")
+dpt_hpc("predict", f"{RUN}/seed_0", TABLE, "-o", "predicted.csv", "--allow-unknown-elements", "--quiet")
 print("\n".join(Path("predicted.csv").read_text().splitlines()[:4]))

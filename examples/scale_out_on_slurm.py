@@ -32,7 +32,8 @@ ON_TWO_RANKS = [str(MPIEXEC), "--oversubscribe", "--bind-to", "none", "-n", "2",
 def shell(*words: str | Path) -> None:
     """One command, shown and run."""
     print("$", *(Path(word).name if str(word).startswith("/") else word for word in words), flush=True)
-    subprocess.run([str(word) for word in words], check=True)
+    if code := subprocess.run([str(word) for word in words]).returncode:
+        sys.exit(code)  # it has said what is wrong
 
 
 # %% [markdown]
