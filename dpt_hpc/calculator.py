@@ -20,6 +20,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from dpt_hpc.errors import DataError
 from dpt_hpc.use import Model, as_structure, load
+from dpt_hpc.use.doubts import reason
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
@@ -86,9 +87,8 @@ class DPTCalculator(Calculator):
             raise PropertyNotImplementedError(str(error)) from None
         ((_, found),) = self.model.stream([structure], energies=energies)
         for text in found.warnings:
-            kind = text.partition(" ")[0]
-            if kind not in self._told:  # a trajectory would say it a thousand times
-                self._told.add(kind)
+            if reason(text) not in self._told:  # a trajectory would say it a thousand times
+                self._told.add(reason(text))
                 warnings.warn(text, stacklevel=2)
         self.results = {"energy": found.energy, "free_energy": found.energy}
         if found.forces is not None:

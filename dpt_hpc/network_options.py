@@ -121,6 +121,10 @@ class TorchMDETOptions(NetworkOptions):
     layers: how many attention layers
     heads: of the attention; they share the channels equally
     radial: how many radial functions, whose means and widths are trained
+    own_images: whether an atom's periodic images are among the neighbours that its embedding starts from; false, as in
+        the paper's code, lets the energy depend on the cell that describes a crystal
+    envelope: cosine: the vector messages vanish at the cutoff too (their filters have no bias), so that energy and
+        forces are continuous there; null: as published
     readout_hidden: width of the read-out
     readout_layers: hidden layers of the read-out
     vector_norm: whitened: a LayerNorm of the vectors too, before a head reads them (the energy does not); null: none
@@ -139,6 +143,7 @@ class TorchMDETOptions(NetworkOptions):
     layers: int = 8
     heads: int = 8
     radial: int = 50
+    own_images: bool = True
     envelope: Literal["cosine"] | None = None
     readout_hidden: int = 128
     readout_layers: int = 2
@@ -147,7 +152,7 @@ class TorchMDETOptions(NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden % self.heads:
-            raise ValueError(f"hidden is {self.hidden}, expected a multiple of heads, which is {self.heads}")
+            raise ValueError(f"heads is {self.heads}, expected a divisor of hidden, which is {self.hidden}")
 
 
 @dataclass(frozen=True)

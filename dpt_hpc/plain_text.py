@@ -50,24 +50,31 @@ def from_yaml(text: str) -> Any:
 def yaml_lines(text: str) -> dict[tuple[str, ...], int]:
     """The line, from 1, of each key and list item of a YAML text that `from_yaml` takes, by its path from the root.
 
-    What an alias stands for is where the alias is; what a merge key (<<) brings is not told.
+    An alias among the items of a list has the line of the list; what a merge key (<<) brings is not told, nor what is
+    within an alias: its own line is the nearest.
     """
     found: dict[tuple[str, ...], int] = {}
+    seen: set[int] = set()  # a node that comes again is that of an alias, whose own place YAML does not tell
 
-    def walk(node: yaml.Node, path: tuple[str, ...]) -> None:
+    def walk(node: yaml.Node, path: tuple[str, ...], line: int) -> None:
         if isinstance(node, yaml.MappingNode):
-            inner = [(key.value, key.start_mark, value) for key, value in node.value]
+            inner = [(key.value, key.start_mark.line, value) for key, value in node.value]
         else:
-            inner = [(str(place), item.start_mark, item) for place, item in enumerate(node.value)]
-        for name, mark, value in inner:
+            inner = [
+                (str(place), line if id(item) in seen else item.start_mark.line, item)
+                for place, item in enumerate(node.value)
+            ]
+        for name, line_of_it, value in inner:
             own = (*path, str(name))
-            found[own] = mark.line + 1
-            if isinstance(value, yaml.CollectionNode) and value.start_mark.index >= mark.index:  # not an alias
-                walk(value, own)
+            found[own] = line_of_it + 1
+            known = id(value) in seen
+            seen.add(id(value))
+            if isinstance(value, yaml.CollectionNode) and not known:
+                walk(value, own, line_of_it)
 
     root = yaml.compose(text, _Loader)
     if isinstance(root, yaml.CollectionNode):
-        walk(root, ())
+        walk(root, (), 0)
     return found
 
 

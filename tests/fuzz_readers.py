@@ -162,7 +162,7 @@ def make_exclusion(folder: Path) -> Path:
 
 def read_left_out(file: Path) -> None:
     dataset = Dataset.open(file.parent / "mlearn", verify=False)
-    assert set(read_exclusion(str(file), dataset).tolist()) <= set(range(len(dataset)))
+    assert set(read_exclusion([str(file)], dataset).tolist()) <= set(range(len(dataset)))
 
 
 def make_folds(folder: Path) -> Path:

@@ -43,13 +43,16 @@ ENVELOPES: dict[str, ModelOptions] = {
     "cgcnn, gate, table": replace(CGCNN, envelope="gate", filters="table"),
 }
 
+SMOOTH_ET = "torchmd_et, cosine envelope"
+
 NETWORKS |= {name: ENVELOPES[name] for name in ("cgcnn, cosine envelope", "cgcnn, gate, table")}
+NETWORKS |= {SMOOTH_ET: replace(ET, envelope="cosine")}
 """Every network, in every way of computing it."""
 
 SMOOTH = (
     ENVELOPES
     | {
-        "torchmd_et, cosine envelope": replace(ET, envelope="cosine"),
+        SMOOTH_ET: NETWORKS[SMOOTH_ET],
         "torchmd_et, cosine envelope, table": replace(ET, envelope="cosine", filters="table"),
     }
     | {name: options for name, options in NETWORKS.items() if options.name in ("schnet", "painn")}

@@ -28,25 +28,45 @@ class Pair:
 
 
 def energy_forces_stress(
-    weights: Weights, numbers: list[int], positions: Tensor, cell: Tensor, *, cutoff: float, heads: int
+    weights: Weights,
+    numbers: list[int],
+    positions: Tensor,
+    cell: Tensor,
+    *,
+    cutoff: float,
+    heads: int,
+    own_images: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Energy (), forces (N,3), stress (3,3) of a crystal, periodic in all directions; positions (N,3), cell (3,3)."""
+    """Energy (), forces (N,3), stress (3,3) of a crystal, periodic in all directions; positions (N,3), cell (3,3).
+
+    own_images: whether pairs of an atom and its images count in the neighbour embedding; in the paper's code they do
+    not.
+    """
     positions = positions.clone().requires_grad_()
     strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     deformation = torch.eye(3, dtype=torch.float64) + (strain + strain.T) / 2
-    total = energy(weights, numbers, positions @ deformation, cell @ deformation, cutoff=cutoff, heads=heads)
+    moved, deformed = positions @ deformation, cell @ deformation
+    total = energy(weights, numbers, moved, deformed, cutoff=cutoff, heads=heads, own_images=own_images)
     by_position, by_strain = torch.autograd.grad(total, (positions, strain))
     return total.detach(), -by_position, by_strain / torch.linalg.det(cell).abs()
 
 
 def energy(
-    weights: Weights, numbers: list[int], positions: Tensor, cell: Tensor, *, cutoff: float, heads: int
+    weights: Weights,
+    numbers: list[int],
+    positions: Tensor,
+    cell: Tensor,
+    *,
+    cutoff: float,
+    heads: int,
+    own_images: bool,
 ) -> Tensor:
     """Embedding, neighbour embedding, layers, and the network on the sum of the atoms: ()."""
     pairs = neighbors(positions, cell, cutoff)
     radial = [radial_functions(pair.distance, weights, cutoff) for pair in pairs]
     decay = [cosine(pair.distance, cutoff) for pair in pairs]
-    x = embedding(weights, numbers, pairs, radial, decay)
+    counted = [own_images or pair.i != pair.j for pair in pairs]
+    x = embedding(weights, numbers, *(list(itertools.compress(found, counted)) for found in (pairs, radial, decay)))
     v = [torch.zeros(3, len(x[0]), dtype=torch.float64) for _ in x]
     for layer in itertools.takewhile(lambda k: f"layers.{k}.norm.weight" in weights, itertools.count()):
         prefix = f"layers.{layer}."

@@ -15,7 +15,7 @@ from typing import get_args
 
 import pytest
 import torch
-from networks import ENVELOPES, SMALL
+from networks import NETWORKS, SMALL, SMOOTH_ET
 from required import required
 from systems import NASTY, batch_of, random_system, supercell
 from torch import Tensor
@@ -121,7 +121,7 @@ CASES: dict[str, ModelOptions] = {
     f"{options.name}, {filters}": replace(options, filters=filters)
     for options in SMALL
     for filters in ("exact", "table")
-} | {"cgcnn, cosine envelope": ENVELOPES["cgcnn, cosine envelope"]}
+} | {name: NETWORKS[name] for name in ("cgcnn, cosine envelope", SMOOTH_ET)}
 """Every network, small."""
 
 

@@ -60,18 +60,20 @@ def test_help_and_completion_do_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "code", "told"),
     [
-        f"pretrain {PRETRAIN} --set trainig.epochs=3",
-        f"finetune {FINETUNE} --set training.epochs=-3 --set model.name=cgcn",
-        f"run {PRETRAIN} --set model.cutoff=0",
-        f"config check {PRETRAIN} --set trainig.epochs=3",
-        "config schema pretrain",
-        "config schema pretran",
-        "pretrian",
+        (f"pretrain {PRETRAIN} --set trainig.epochs=3", 1, "did you mean training"),
+        (f"finetune {FINETUNE} --set training.epochs=-3 --set model.name=cgcn", 1, "Did you mean cgcnn?"),
+        (f"run {PRETRAIN} --set model.cutoff=0", 1, "cutoff is 0"),
+        (f"config check {PRETRAIN} --set trainig.epochs=3", 1, "did you mean training"),
+        (f"doctor {PRETRAIN} --set trainig.epochs=3", 1, "did you mean training"),
+        (f"bench scaling {PRETRAIN} --set trainig.epochs=3", 1, "did you mean training"),
+        ("config schema pretrain", 0, '"properties"'),
+        ("config schema pretran", 1, "Did you mean pretrain?"),
+        ("pretrian", 2, "Did you mean 'pretrain'?"),
     ],
 )
-def test_a_wrong_option_does_not_wait_for_torch(line: str) -> None:
+def test_a_wrong_option_does_not_wait_for_torch(line: str, code: int, told: str) -> None:
     found = (
         "import sys\n"
         "from dpt_hpc.cli import run_command_line\n"
@@ -82,7 +84,9 @@ def test_a_wrong_option_does_not_wait_for_torch(line: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", found, *line.split()], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "heavy: []"
-    assert done.returncode == 0 if line == "config schema pretrain" else "Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr
+    assert told in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import pytest
 import typer.main
 import yaml
+from ase.build import bulk
 from small_runs import Options
+from test_cli import fails
 
 from dpt_hpc.cli import app, run_command_line
 from dpt_hpc.cli.app import JOURNEY
@@ -171,3 +174,17 @@ def test_every_help_ends_with_an_example_that_can_be_typed(name: str, epilog: st
         for word in rest:
             if word.startswith("configs/"):
                 assert (configs().parent / word).is_file(), line
+
+
+def test_what_is_there_is_not_written_over(
+    finished: tuple[Options, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ase.io.write(tmp_path / "cu.cif", bulk("Cu"))
+    for verb, suffix in (("predict", ".csv"), ("embed", ".npz")):
+        out = tmp_path / f"out{suffix}"
+        out.write_text("a year's work")
+        command = [verb, str(finished[1]), str(tmp_path / "cu.cif"), "-o", str(out), "-q"]
+        assert f"--out: {out} is there already" in fails(capsys, 1, *command)
+        assert out.read_text() == "a year's work"
+        run_command_line([*command, "--force"])
+        assert out.read_bytes() != b"a year's work"

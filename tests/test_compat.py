@@ -91,6 +91,8 @@ def amounts_of(config: PretrainConfig | FinetuneConfig) -> tuple[float, ...]:
         ("torchmd_et", None, (2e-4, 1e-6, 32, 100, 0.8, 0.05, 0.15)),
         ("cgcnn", "exfoliation_energy", (2e-3, 1e-5, 32, 200, 0.6, 0.2, 0.2)),
         ("cgcnn", "formation_energy", (2e-3, 1e-5, 128, 200, 0.6, 0.2, 0.2)),
+        ("cgcnn", "formation_energy_per_atom", (2e-3, 1e-5, 32, 200, 0.6, 0.2, 0.2)),
+        ("cgcnn", "band_gap", (2e-3, 1e-5, 32, 200, 0.6, 0.2, 0.2)),
         ("torchmd_et", "exfoliation_energy", (2e-4, 1e-6, 32, 200, 0.6, 0.2, 0.2)),
     ],
 )
@@ -165,6 +167,12 @@ def test_fine_tuning_has_presets_too() -> None:
             ["objective={kind: mixed}"],
             r"compat is paper-experiments, but the paper has no objective mixed; it has",
         ),
+        (["model.pooling=mean"], r"it sets model\.pooling=add, but model\.pooling=mean is given"),
+        (
+            ["model={name: cgcn, hiden: 3}", "training.epochs=0"],
+            r"--set model\.name: is 'cgcn'.*Did you mean cgcnn\?(.*\n)*.*model\.hiden: unk(.*\n)*.*training\.epochs",
+        ),
+        (["objective.kind=derivativs"], r"--set objective\.kind: is 'derivativs'.*Did you mean"),
         (["model.hidden=7"], r"it sets model\.hidden=100, but model\.hidden=7 is given"),
         (
             ["model={name: torchmd_et, cutoff: 3, max_neighbors: 4, heads: 4}"],

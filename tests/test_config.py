@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +14,7 @@ from dpt_hpc.data.catalog.entries import Catalog
 from dpt_hpc.errors import ConfigError
 from dpt_hpc.models import NETWORKS, CGCNNOptions, ModelOptions, TorchMDETOptions
 from dpt_hpc.quickstart import configs
+from dpt_hpc.suite.plan import plan_suite
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.config_file import kind_of, load_config
 from dpt_hpc.train.run_dir import save_config
@@ -37,6 +40,22 @@ def test_the_data_of_every_preset_can_be_had(path: Path) -> None:
     names = [Path(p).name for p in config.data.path]
     assert set(names) <= {entry.name for entry in Catalog.read()} | {"mlearn", "elastic"}
     assert not {"pretrain", "relaxed"} <= set(names)
+
+
+@pytest.mark.parametrize("path", sorted((configs() / "suite").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_data_of_every_suite_can_be_had(path: Path) -> None:
+    names = {Path(p).name for cell in plan_suite(path).order for p in cell.config.data.path}
+    assert names <= {entry.name for entry in Catalog.read()}
+
+
+def test_a_fault_in_a_suite_names_the_suite(tmp_path: Path) -> None:
+    text = (configs() / "suite" / "paper.yaml").read_text().replace("../pretrain", str(configs() / "pretrain"))
+    file = tmp_path / "suite.yaml"
+    file.write_text(
+        text.replace("../finetune", str(configs() / "finetune")).replace("model.filters: ", "model.filter: ")
+    )
+    with pytest.raises(ConfigError, match=rf"{file}: set: model\.filter: unknown option; did you mean model\.filters"):
+        plan_suite(file)
 
 
 def test_the_faithful_preset_is_the_paper() -> None:
@@ -161,6 +180,28 @@ def test_a_fault_of_a_group_names_the_line_of_its_option(tmp_path: Path) -> None
         load_config(file, PretrainConfig)
     with pytest.raises(ConfigError, match=r"\n  --set model: cutoff is -2\.0, expected more than 0\."):
         load_config(file, PretrainConfig, ["model.cutoff=-2"])
+
+
+def test_a_fault_of_several_options_names_the_line_of_the_first(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    start = "task: pretrain\nrun_dir: r\ndata: {path: d}\n"
+    file.write_text(
+        f"{start}objective:\n  kind: derivatives\n  energy_weight: 0\n  forces_weight: 0\n  stress_weight: 0\n"
+    )
+    with pytest.raises(ConfigError, match=r"mine\.yaml:6: objective: energy_weight, forces_weight and"):
+        load_config(file, PretrainConfig)
+    file.write_text(f"{start}model:\n  name: torchmd_et\n  heads: 7\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:6: model: heads is 7, expected a divisor of hidden"):
+        load_config(file, PretrainConfig)
+
+
+def test_a_config_comes_through_a_pipe_once(tmp_path: Path) -> None:
+    """As from `dpt-hpc config show`: a second reading would find it empty."""
+    command = [sys.executable, "-m", "dpt_hpc", "pretrain", "/dev/stdin", "--check"]
+    text = f"task: pretrain\nrun_dir: {tmp_path / 'r'}\ndata: {{path: {tmp_path / 'nowhere'}}}\n"
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert "is empty" not in done.stderr
+    assert "nowhere" in done.stderr
 
 
 def test_a_wrong_name_hides_no_fault_beside_it(tmp_path: Path) -> None:

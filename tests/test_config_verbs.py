@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from dpt_hpc.cli import run_command_line
 from dpt_hpc.errors import ConfigError
+from dpt_hpc.network_options import ModelOptions
 from dpt_hpc.quickstart import PACKAGE, configs
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 from dpt_hpc.train.config_file import load_config
@@ -52,6 +54,12 @@ def test_every_option_is_written_and_explained() -> None:
     assert (
         "kept changes, under any envelope\n  # cosine | polynomial | gate | null\n  envelope: null" in text
     )  # the whole
+
+
+@pytest.mark.parametrize("kind", get_args(ModelOptions), ids=lambda kind: kind.name)
+def test_every_option_of_a_network_is_explained(kind: type) -> None:
+    described = {line.partition(":")[0].strip() for line in (kind.__doc__ or "").splitlines() if ":" in line}
+    assert {field.name for field in fields(kind)} <= described
 
 
 def test_init_refuses_what_is_not_there_and_what_is(tmp_path: Path) -> None:

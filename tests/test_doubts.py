@@ -5,17 +5,16 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111, graphene
 from small_runs import Options
-from test_cli import fails
 
 import dpt_hpc
-from dpt_hpc.cli import run_command_line
+from dpt_hpc.calculator import DPTCalculator
 from dpt_hpc.use import as_structure
-from dpt_hpc.use.doubts import gaps
+from dpt_hpc.use.doubts import gaps, reason
+from dpt_hpc.use.work import TOLD, Told
 
 
 def test_gaps_are_the_thickest_layers_without_atoms() -> None:
@@ -32,27 +31,38 @@ def test_gaps_are_the_thickest_layers_without_atoms() -> None:
 def test_a_stress_over_vacuum_is_told(finished: tuple[Options, Path]) -> None:
     model = dpt_hpc.load(finished[1], allow_unknown_elements=True)  # cutoff 4 Å
     slab = fcc111("Cu", (1, 1, 3), a=3.6, vacuum=3.0)
-    with pytest.warns(UserWarning, match=r"no atom in 6 Å along cell vector 2, .* vacuum and all"):
+    with pytest.warns(UserWarning, match=r"vacuum: no atom in 6 Å along lattice vector c, .* vacuum and all"):
         model.predict(slab)
     sheet = graphene(vacuum=3.0)
     sheet.pbc = (True, True, False)
-    with pytest.warns(UserWarning, match=r"no atom in 6 Å along cell vector 2"):
+    with pytest.warns(UserWarning, match=r"vacuum: no atom in 6 Å along lattice vector c"):
         model.predict(sheet)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*no atom in")
+        warnings.filterwarnings("error", message="vacuum")
         model.predict(slab, stress=False)
         model.predict(fcc111("Cu", (1, 1, 3), a=3.6, vacuum=1.9))
 
 
-def test_what_is_there_is_not_written_over(
-    finished: tuple[Options, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ase.io.write(tmp_path / "cu.cif", bulk("Cu"))
-    for verb, suffix in (("predict", ".csv"), ("embed", ".npz")):
-        out = tmp_path / f"out{suffix}"
-        out.write_text("a year's work")
-        command = [verb, str(finished[1]), str(tmp_path / "cu.cif"), "-o", str(out), "-q"]
-        assert f"--out: {out} is there already" in fails(capsys, 1, *command)
-        assert out.read_text() == "a year's work"
-        run_command_line([*command, "--force"])
-        assert out.read_bytes() != b"a year's work"
+def test_the_calculator_tells_each_reason_once(finished: tuple[Options, Path]) -> None:
+    slab = fcc111("Cu", (2, 2, 3), a=3.6, vacuum=6.0)
+    slab.append("Cu")
+    slab.positions[-1] = [0, 0, 0]  # an atom of its own, more than 4 Å below the slab
+    slab.calc = DPTCalculator(finished[1])  # type: ignore[call-arg]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            slab.positions[-1, 2] -= 0.1
+            slab.get_forces()
+    assert sorted({reason(str(w.message)) for w in told}) == ["no neighbour", "vacuum"]
+    assert len(told) == 2
+
+
+def test_many_doubts_of_one_kind_do_not_hide_another() -> None:
+    said: list[str] = []
+    told = Told(said.append, "warning")
+    for _ in range(TOLD + 5):
+        told("vacuum: ...", "vacuum")
+    told("close atoms: ...", "close atoms")
+    assert told.count == TOLD + 6
+    assert said[-1] == "warning: close atoms: ..."
+    assert len(said) == TOLD + 2

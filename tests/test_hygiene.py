@@ -25,7 +25,7 @@ from dpt_hpc.data.manifest import Manifest
 from dpt_hpc.data.shard_file import ShardFiles
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.errors import ConfigError, DataError, EnvironmentFault
-from dpt_hpc.plain_text import from_json, from_yaml
+from dpt_hpc.plain_text import from_json, from_yaml, yaml_lines
 from dpt_hpc.suite.config import load_suite
 from dpt_hpc.train.checkpoint import damage, load_model, load_state
 from dpt_hpc.train.world import find_world
@@ -106,6 +106,15 @@ def test_yaml_that_nobody_means_is_refused(text: str, reason: str) -> None:
 
 def test_anchors_and_merged_keys_are_read() -> None:
     assert from_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
+
+
+def test_lines_of_yaml_are_those_of_keys_and_items_through_aliases_too() -> None:
+    lines = yaml_lines("a: &a\n  x: 1\nb: *a\nc:\n- 1\n- *a\n- {z: 3}\n")
+    assert lines == {("a",): 1, ("a", "x"): 2, ("b",): 3, ("c",): 4, ("c", "0"): 5, ("c", "1"): 4, ("c", "2"): 7} | {
+        ("c", "2", "z"): 7
+    }
+    deep = "x0: &a0 [1]\n" + "".join(f"x{k}: &a{k} [*a{k - 1}]\n" for k in range(1, 1200))
+    assert len(yaml_lines(deep)) == 2400
 
 
 def test_json_that_nobody_means_is_refused() -> None:

@@ -174,7 +174,11 @@ def test_all_frames_of_a_material_are_left_out_where_a_group_names_one(
     assert content["exclude"] == ["salt", "salt, strained", "sylvite"]
     counts = {"found": 2, "same_material": 1, "found_in_groups_by_formula": 1, "others_of_these_formulas": 1}
     assert content["excluded"] == counts
-    assert read_exclusion(str(tmp_path / "leaks.json"), Dataset.open(tmp_path / "held")).tolist() == [0, 1, 3]
+    (tmp_path / "more.json").write_text('["salt", "of another material"]')
+    files = [str(tmp_path / name) for name in ("leaks.json", "more.json")]
+    opened = Dataset.open(tmp_path / "held")
+    assert read_exclusion(files[:1], opened).tolist() == [0, 1, 3]
+    assert read_exclusion(files, opened).tolist() == [0, 1, 2, 3]
     run_command_line(["data", "leaks", *places, "--found-only", "--json"])
     assert json.loads(capsys.readouterr().out)["exclude"] == ["salt", "sylvite"]
 
@@ -229,16 +233,16 @@ def test_an_exclusion_that_does_not_fit_is_refused(pretraining: Dataset, tmp_pat
     found = find_leaks(pretraining, pretraining)
     exclusion = to_exclude(pretraining, [found])
     path.write_text(json.dumps(leaks_as_json(pretraining, "pretraining", "structure", [found], exclusion)))
-    assert read_exclusion(str(path), pretraining).tolist() == [0, 1, 2, 3]
+    assert read_exclusion([str(path)], pretraining).tolist() == [0, 1, 2, 3]
     path.write_text('["salt", "pepper"]')
     with pytest.raises(DataError, match=r"1 of its 2 ids are not in the dataset: pepper\.\nIt would leave in"):
-        read_exclusion(str(path), pretraining)
+        read_exclusion([str(path)], pretraining)
     for wrong in ('{"leaks": []}', "[3]"):
         path.write_text(wrong)
         with pytest.raises(ConfigError, match=r"has no list of structure ids\.\nMake it with `dpt-hpc data leaks"):
-            read_exclusion(str(path), pretraining)
+            read_exclusion([str(path)], pretraining)
     path.write_text("{")
     with pytest.raises(ConfigError, match="not JSON"):
-        read_exclusion(str(path), pretraining)
+        read_exclusion([str(path)], pretraining)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read_exclusion(str(tmp_path / "nowhere"), pretraining)
+        read_exclusion([str(tmp_path / "nowhere")], pretraining)

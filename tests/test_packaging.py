@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from dpt_hpc.train.shipped import shipped_models
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="ldd and ELF are Linux's")]
 
@@ -105,6 +107,7 @@ def test_wheel_holds_the_package_its_data_and_its_command(wheel: Path) -> None:
     assert "dpt_hpc/configs/quickstart/pretrain.yaml" in names
     assert "dpt_hpc/job_files/launch/slurm.sbatch" in names
     assert "dpt_hpc/data/catalog/datasets.yaml" in names
+    assert {f"dpt_hpc/weights/{name}.safetensors" for name in shipped_models()} <= set(names)
     assert [n for n in names if n.startswith("dpt_hpc/sample/") and n.endswith(".h5")], "the quickstart's data"
     assert [n for n in names if n.endswith("licenses/LICENSE")]
     assert not [n for n in names if n.startswith(("csrc/", "tests/")) or n.endswith((".cpp", ".cu"))]

@@ -270,15 +270,17 @@ def test_what_cannot_be_answered_is_refused(what: object, message: str, model: d
 def test_doubtful_structures_are_answered_with_a_warning(finished: tuple[Options, Path]) -> None:
     network = dpt_hpc.load(finished[1], allow_unknown_elements=True)
     close = Atoms("CuSi", positions=[[0, 0, 0], [0, 0, 0.3]], cell=[4, 4, 4], pbc=True)
-    with pytest.warns(UserWarning, match=r"atoms 0 and 1 \(Cu and Si\) are 0\.3 Å apart: a unit other than Å"):
+    with pytest.warns(UserWarning, match=r"close atoms: 0 and 1 \(Cu and Si\), 0\.3 Å apart: a unit other than Å"):
         network.predict(close)
     far = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 8]], cell=[30, 30, 30], pbc=True)
-    with pytest.warns(UserWarning, match=r"no atom within 4 Å of atoms 0 \(Cu\), 1 \(Cu\): without a neighbour"):
+    with pytest.warns(
+        UserWarning, match=r"no neighbour: there is no atom within 4 Å of 0 \(Cu\), 1 \(Cu\), and so no force on them"
+    ):
         found = network.predict(far)
     assert not found.forces.any()
-    with pytest.warns(UserWarning, match="contains Xe, which the network was not trained on"):
+    with pytest.warns(UserWarning, match="new elements: the network was not trained on Xe"):
         network.predict(Atoms("Xe2", positions=[[0, 0, 0], [0, 0, 3]], cell=[5, 5, 6], pbc=True))
-    with pytest.warns(UserWarning, match="is not periodic: it has no stress"):
+    with pytest.warns(UserWarning, match="not periodic: it has no stress"):
         found = network.predict(Molecule(["Cu", "Cu"], [[0, 0, 0], [0, 0, 2.3]]))
     assert found.stress is None
     assert found.forces is not None
@@ -319,7 +321,7 @@ def test_broken_files_are_named_and_leave_nothing(
     assert "2 left out" in captured.out
     run_command_line([*command, str(good), "-o", str(out), "--force", "--allow-unknown-elements"])
     captured = capsys.readouterr()
-    assert "warning: good.extxyz:1: contains Xe, which the network was not trained on" in captured.err
+    assert "warning: good.extxyz:1: new elements: the network was not trained on Xe" in captured.err
     assert len(list(csv.DictReader(out.open()))) == 3
 
 

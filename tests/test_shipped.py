@@ -14,6 +14,8 @@ import dpt_hpc
 from dpt_hpc.cli import run_command_line
 from dpt_hpc.errors import DataError
 from dpt_hpc.quickstart import configs
+from dpt_hpc.report.comparison import start_of
+from dpt_hpc.report.runs import FineTuning, load_runs
 from dpt_hpc.train import shipped
 from dpt_hpc.train.checkpoint import find_checkpoint
 from dpt_hpc.train.config import PretrainConfig
@@ -61,6 +63,14 @@ def tiny(finished: tuple[Options, Path], tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_fine_tuning_begins_from_a_name(finished: tuple[Options, Path], tiny: str, tmp_path: Path) -> None:
     for name, pretrained in (("by_name", tiny), ("by_path", str(finished[1]))):
         finetune(finetune_options(finished[0], tmp_path / name, seeds=[0], pretrained=pretrained), Ranks(), quiet=True)
+    first = json.loads((tmp_path / "by_name" / "seed_0" / "run.json").read_text())["pretrained"]
+    assert first["trained_on"] == dpt_hpc.load(tiny).card.trained_on
+    (run,) = load_runs([tmp_path / "by_name"])
+    assert isinstance(run, FineTuning)
+    start = start_of(run, [])
+    assert start.row == "forces_1:500:500"
+    assert start.epochs == dpt_hpc.load(tiny).card.training["epochs"]
+    assert start.structures == first["trained_on"]["split"]["train"]
     a, b = ((tmp_path / name / "seed_0" / "metrics.jsonl").read_text() for name in ("by_name", "by_path"))
     assert json.loads(a.splitlines()[-1])["validation"] == json.loads(b.splitlines()[-1])["validation"]
 
@@ -83,9 +93,11 @@ def test_the_verb_lists_them_and_shows_a_card(
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["name"] == "tiny"
     assert entry["network"] == "cgcnn"
-    assert "forces_mae" in entry["errors"]
+    assert entry["errors"]["forces"]["unit"] == "eV/Å"
     run_command_line(["models"])
-    assert entry["sha256"] in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert entry["weights_sha256"] in listed
+    assert f"forces {entry['errors']['forces']['mae']:.3g} eV/Å" in listed
     for what in (tiny, str(finished[1]), str(finished[1] / "checkpoints" / "best" / "model.yaml")):
         run_command_line(["models", what])
         assert "hidden: 16" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dpt_hpc.cli import app
 from dpt_hpc.suite.outcome import write_outcome
 from dpt_hpc.suite.plan import Plan, plan_suite
 from dpt_hpc.suite.work import CellsFailed
+from dpt_hpc.train.compat import SIZES
 
 SUITE = {
     "networks": {
@@ -156,6 +158,7 @@ def test_seeds_and_rows_that_do_not_agree_are_no_result(plan: Plan) -> None:
 def as_the_paper(plan: Plan) -> None:
     """Let the baseline's records be those of the paper's set and protocol."""
     cell = plan.run_dir / BASELINE
+    sizes = {key.removeprefix("model."): value for key, value in SIZES["cgcnn"].items()}
     edit(cell / "results.json", lambda results: results.update(unit="meV/atom"))
     for seed in ("seed_0", "seed_1"):
         edit(cell / seed / "run.json", lambda run: run["dataset"][0].update(structures=636))
@@ -165,6 +168,7 @@ def as_the_paper(plan: Plan) -> None:
             cell / seed / "config.yaml",
             lambda config: config["data"]["split"].update(train=0.6, validation=0.2, test=0.2),
         )
+        edit(cell / seed / "config.yaml", lambda config: config["model"].update(sizes))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +178,10 @@ def as_the_paper(plan: Plan) -> None:
         ({"data": {"split": {"train": 0.5, "test": 0.3}}}, "a split of 0.5/0.2/0.3 by structure"),
         ({"data": {"split": {"train_fraction": 0.1}}}, "0.1 of the training part"),
         ({"data": {"exclude": "leaks.json"}}, "structures are excluded"),
-        ({"objective": {"normalise": True}}, "a recipe of our own"),
-        ({"transfer": {"layer_decay": 0.8}}, "a recipe of our own"),
+        ({"objective": {"normalise": True}}, "a recipe of our own (objective.normalise)"),
+        ({"transfer": {"layer_decay": 0.8}}, "a recipe of our own (transfer.layer_decay)"),
+        ({"training": {"early_stopping": 10}}, "a recipe of our own (training.early_stopping)"),
+        ({"model": {"envelope": "gate", "hidden": 16}}, "a recipe of our own (model.hidden, model.envelope)"),
     ],
 )
 def test_the_papers_number_stands_beside_its_own_protocol_alone(plan: Plan, change: dict[str, Any], said: str) -> None:
@@ -205,8 +211,10 @@ def test_shared_structures_are_counted_in_the_tables(plan: Plan) -> None:
     found = {"dataset": "data/jdft", "digest": digest, "structures": 1048, "matches": [{}, {}, {}]}
     other = {"dataset": "data/other", "digest": "y", "structures": 3, "matches": []}
     told = {"pretraining": {"dataset": "data/pretrain", "digest": digest}, "downstream": [found, other]}
-    assert plan.leaks is not None
-    file = plan.run_dir / plan.leaks.name
+    file = plan.run_dir / plan.leaks[0].name
     file.write_text(json.dumps(told))
-    text = text_of(Plan(plan.run_dir, plan.cells, plan.starts, plan.figures, plan.against, file))
-    assert "the pre-training set pretrain has, too, and that were not taken out: jdft 3 of 1,048." in text
+    name = cell_of(plan, TUNED)["dataset"][0]["name"]
+    shared = f"the pre-training set {name} has, too"
+    assert f"{shared}, and that were not taken out: jdft 3 of 1,048." in text_of(replace(plan, leaks=(file,)))
+    file.write_text(json.dumps(told | {"pretraining": {"dataset": "data/other", "digest": "y"}}))
+    assert f"Not checked for structures that {shared}." in text_of(replace(plan, leaks=(file,)))

@@ -105,6 +105,18 @@ def test_real_crystals_have_the_energy_forces_and_stress_of_the_equations_edge_b
         assert_same_as_the_oracle(model, replace(crystal, positions=crystal.positions + noise), name)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_own_images_the_neighbour_embedding_is_that_of_the_paper_s_code(backend: str) -> None:
+    """All else stays: attention counts an atom's images there, too."""
+    name, crystal = next(iter(real_crystals().items()))
+    crystal.positions[0] += 0.1
+    model = network(layers=2, cutoff=4.2, backend=backend, own_images=False)
+    assert_same_as_the_oracle(model, crystal, name)
+    cut = predict(model, batch_of([crystal])).energy
+    whole = predict(network(layers=2, cutoff=4.2, backend=backend), batch_of([crystal])).energy
+    assert (whole - cut).abs() > 1e-3
+
+
 @pytest.mark.slow
 def test_a_real_crystal_at_the_paper_s_sizes_edge_by_edge() -> None:
     """8 layers of 128 channels, 8 heads, 50 radial functions, 8 Å, the nearest 250, which are all."""
@@ -126,6 +138,7 @@ def assert_same_as_the_oracle(model: TorchMDET, crystal: Structure, name: str) -
         crystal.cell,
         cutoff=model.cutoff,
         heads=model.options.heads,
+        own_images=model.options.own_images,
     )
     assert ours.forces is not None
     assert ours.stress is not None
@@ -255,7 +268,7 @@ def test_means_and_widths_start_as_published() -> None:
     ("changes", "message"),
     [
         ({"cutoff": 0.0}, r"cutoff is 0\.0, expected more than 0"),
-        ({"heads": 7}, r"hidden is 24, expected a multiple of heads, which is 7"),
+        ({"heads": 7}, r"heads is 7, expected a divisor of hidden, which is 24"),
         ({"layers": 0}, r"layers is 0, expected at least 1"),
     ],
 )

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ from dpt_hpc.train import signals
 from dpt_hpc.train.interfaces import node_name
 from dpt_hpc.train.world import place_so_far
 
+Config = TypeVar("Config")
 JOURNEY = {
     "Start": ("quickstart", "doctor"),
     "Data": ("data", "ingest", "inspect"),
@@ -100,6 +101,15 @@ def one_of(option: str, value: Any, allowed: tuple[Any, ...]) -> Any:
         names = [str(a) for a in allowed if a]
         raise ConfigError(f"{option} {value}: expected one of {', '.join(names)}.{did_you_mean(str(value), names)}")
     return value
+
+
+def told_early(read: Callable[[], Config]) -> Callable[[], Config]:
+    """`read`, done at once where this process is alone: a wrong option is told before torch is imported, and a config
+    that comes through a pipe is read once. Several ranks must have met first, to agree on what is wrong."""
+    if place_so_far()[1] > 1:
+        return read
+    options = read()
+    return lambda: options
 
 
 def print_json(content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dpt_hpc.cli.app import Json, Set, app, console, one_of, print_json
+from dpt_hpc.cli.app import Json, Set, app, console, one_of, print_json, told_early
 from dpt_hpc.errors import EnvironmentFault
 
 
@@ -24,15 +25,17 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check software, ranks, network, files, gradients and checkpoints before a job; red lines end with exit code 4."""
-    from dpt_hpc.doctor.examine import examine
     from dpt_hpc.train.config_file import kind_of, load_config
+
+    file, changes = or_sample(config, overrides)
+    read: Callable[[], Any] = told_early(lambda: load_config(file, kind_of(file), changes))  # type: ignore[type-var]
+    from dpt_hpc.doctor.examine import examine
     from dpt_hpc.train.heartbeat import watched
     from dpt_hpc.train.ranks import enter_world, leave_world
 
     here = enter_world()
-    file, changes = or_sample(config, overrides)
     findings = []
-    options: Any = load_config(file, kind_of(file), changes)  # type: ignore[type-var]
+    options = read()
     with watched(here, options.engine.rank_timeout, options.run_dir):
         for finding in examine(options, here, limit):
             findings.append(finding)
@@ -80,20 +83,21 @@ def scaling(
     as_json: Json = False,
 ) -> None:
     """Structures per second on growing numbers of ranks, where the time goes, and which term bends the curve."""
+    from dpt_hpc.train.config import PretrainConfig
+    from dpt_hpc.train.config_file import load_config
+
+    kind: Any = one_of("--mode", mode, ("weak", "strong"))
+    file, changes = or_sample(config, overrides)
+    read = told_early(lambda: None if only_report else load_config(file, PretrainConfig, changes))
     from dpt_hpc.report.scaling import write_scaling_report
     from dpt_hpc.scaling.bench import conclude, measure_each, measure_here, rank_counts
     from dpt_hpc.scaling.predict import Network
-    from dpt_hpc.train.config import PretrainConfig
-    from dpt_hpc.train.config_file import load_config
     from dpt_hpc.train.heartbeat import watched
     from dpt_hpc.train.ranks import enter_world, leave_world
 
-    kind: Any = one_of("--mode", mode, ("weak", "strong"))
     here = enter_world()
     counts = rank_counts(ranks, here)
-    if not only_report:
-        file, changes = or_sample(config, overrides)
-        options = load_config(file, PretrainConfig, changes)
+    if (options := read()) is not None:
         if counts:
             words = [str(file), "--mode", mode, "--steps", str(steps), "--warm-up", str(warm_up), "--out", str(out)]
             words += [] if structures is None else ["--structures", str(structures)]
@@ -116,9 +120,9 @@ def scaling(
 
 def or_sample(config: Path | None, overrides: list[str] | None) -> tuple[Path, list[str]]:
     """The config that is meant: the one given, or the paper's pre-training on the data that ships with dpt_hpc."""
-    from dpt_hpc.quickstart import PACKAGE, configs
-
     if config is not None:
         return config, overrides or []
+    from dpt_hpc.quickstart import PACKAGE, configs
+
     sample = f"data.path={PACKAGE / 'sample' / 'mlearn'}"
     return configs() / "pretrain" / "cgcnn_1_500_500.yaml", [sample, "data.split.by=structure", *(overrides or [])]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpt_hpc.cli.app import Json, Quiet, Resume, Set, app, console, print_json
+from dpt_hpc.cli.app import Json, Quiet, Resume, Set, app, console, print_json, told_early
 from dpt_hpc.train.world import place_so_far
 
 Check = Annotated[
@@ -86,8 +86,7 @@ def _train(
         options = load_config(config, kind, overrides or [])
         return options if array is None else of_an_array(options, array)
 
-    if not peers:  # a wrong option is told before torch is imported; several ranks must have met, to agree on it
-        read()
+    read = told_early(read)
     from dpt_hpc.data.group import agree
     from dpt_hpc.train.finetune import finetune
     from dpt_hpc.train.heartbeat import watched

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dpt_hpc.use import Model
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILES...", help="Structure files, directories, datasets.")]
-Checkpoint = Annotated[Path, typer.Argument(help="A run, a checkpoint, or an exported model.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A run, a checkpoint, an exported model, or a name (dpt-hpc models).")]
 Format = Annotated[str | None, typer.Option("--format", help="Read every file as this format.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Precision = Annotated[str | None, typer.Option("--dtype", help="float32 or float64; else that of the weights.")]
@@ -50,9 +50,16 @@ def models(
         return
     for facts in found:
         console.print(facts.pop("name"), style="bold", markup=False)
+        reached = [f"{key.replace('_', ' ')} {e['mae']:.3g} {e['unit']}" for key, e in facts.pop("errors").items()]
+        facts[f"{facts.pop('part')} errors"] = ", ".join(reached) + " (mean absolute)"
+        facts["epoch"] = f"{facts['epoch']}, the best of {facts.pop('epochs')}"
         for key, value in facts.items():
-            console.print(f"  {key:10} {value}", soft_wrap=True, markup=False)
-    console.print("A name is taken wherever a run or a checkpoint is. `dpt-hpc models NAME`: its card.", soft_wrap=True)
+            console.print(f"  {key:14} {value}", soft_wrap=True, markup=False)
+    console.print(
+        "predict, embed, evaluate, export, the calculator and `pretrained` of a fine-tuning take a name in place of a "
+        "run. `dpt-hpc models NAME`: its card.",
+        soft_wrap=True,
+    )
 
 
 @app.command(

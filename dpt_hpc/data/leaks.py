@@ -6,7 +6,7 @@ First by reduced composition, in one pass over both datasets, then those of like
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -218,11 +218,16 @@ def part_tested_by(run: Path, downstream: Dataset) -> Indices:
     return np.sort(np.array([place[name] for name in wanted], dtype=np.int64))
 
 
-def read_exclusion(path: str, dataset: Dataset) -> Indices:
-    """Sorted indices of the structures that data.exclude names: a file of `dpt-hpc data leaks --out`, or a JSON list.
+def read_exclusion(paths: Sequence[str], dataset: Dataset) -> Indices:
+    """Sorted indices of the structures that data.exclude names: files of `dpt-hpc data leaks --out`, or JSON lists.
 
     Raises ConfigError for a file that is not there or not of this form, DataError for ids that the dataset has not got.
     """
+    place = {name: i for i, name in enumerate(dataset.structure_ids.tolist())}
+    return np.array(sorted({place[name] for path in paths for name in _excluded_by(path, place)}), dtype=np.int64)
+
+
+def _excluded_by(path: str, known: Container[str]) -> list[str]:
     try:
         content = from_json(Path(path).read_bytes())
     except OSError as error:
@@ -232,14 +237,13 @@ def read_exclusion(path: str, dataset: Dataset) -> Indices:
     ids = content.get("exclude") if isinstance(content, dict) else content
     if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
         raise ConfigError(f"data.exclude {path}: has no list of structure ids.\n{_FORM}")
-    place = {name: i for i, name in enumerate(dataset.structure_ids.tolist())}
-    if unknown := sorted(set(ids) - place.keys()):
+    if unknown := sorted(name for name in set(ids) if name not in known):
         shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
         raise DataError(
             f"data.exclude {path}: {len(unknown)} of its {len(set(ids))} ids are not in the dataset: {shown}.\n"
             "It would leave in what it should leave out. Make it with `dpt-hpc data leaks` on the dataset of data.path."
         )
-    return np.array(sorted({place[name] for name in ids}), dtype=np.int64)
+    return ids
 
 
 _FORM = "Make it with `dpt-hpc data leaks PRETRAINING DOWNSTREAM... --out FILE`."

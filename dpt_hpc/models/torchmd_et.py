@@ -5,8 +5,9 @@ therefore jumps, by little, when a pair crosses the cutoff, unless the option `e
 
 An atom's edges to its own periodic images are edges like any other, its edge to itself (length zero) does not exist.
 TorchMD-Net's code has that self loop; the paper's code for crystals has not, and attends as we do. Its neighbour
-embedding however drops all edges whose ends have the same index, meant for self loops, and with them the images: there
-we keep them, because the energy of a crystal must not depend on the size of the cell that describes it.
+embedding however drops all edges whose ends have the same index, meant for self loops, and with them the images: the
+option `own_images` is false where that is to be reproduced, and true by default, because the energy of a crystal must
+not depend on the size of the cell that describes it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class NeighborEmbedding(nn.Module):
 
     def __init__(self, options: TorchMDETOptions) -> None:
         super().__init__()
-        self.backend = options.backend
+        self.backend, self.own_images = options.backend, options.own_images
         self.embedding = nn.Embedding(options.num_elements, options.hidden)
         self.filters = xavier(nn.Linear(options.radial, options.hidden))
         self.combine = xavier(Linear(2 * options.hidden, options.hidden))
@@ -39,12 +40,16 @@ class NeighborEmbedding(nn.Module):
     def forward(self, x: Tensor, element: Tensor, edges: EdgeGeometry, graph: RadiusGraph) -> Tensor:
         """x (N,C), element (N,): Z - 1 -> (N,C)."""
         weights, bias, _ = edges.filters(self.filters.weight, self.filters.bias, "identity")
+        envelope = edges.envelope
+        if not self.own_images:
+            source, target = graph.edge_index
+            envelope = envelope * (source != target)
         neighbors, _ = radial_messages(
             self.embedding.weight.index_select(0, element),
             edges.taps,
             weights,
             graph,
-            envelope=edges.envelope,
+            envelope=envelope,
             filter_bias=bias,
             backend=self.backend,
         )

@@ -18,7 +18,7 @@ from dpt_hpc.report.paper import (
     same_size,
     same_unit,
 )
-from dpt_hpc.report.runs import FineTuning, Run, find_run, load_run
+from dpt_hpc.report.runs import FineTuning, Run, find_run, load_run, run_behind
 from dpt_hpc.report.summary import dataset_name, network_name, objective_name, seed_errors, target_of, unit_of
 from dpt_hpc.report.wording import NO_BREAK, count, listing
 
@@ -92,10 +92,14 @@ def start_of(tuning: FineTuning, others: Sequence[Run]) -> Start:
     path = path or tuning.results.get("pretrained_from")
     if not path:
         return Start("not pre-trained", "baseline")
+    noted = first.environment.get("pretrained")
+    noted = noted if isinstance(noted, Mapping) else {}
     folder = find_run(str(path), tuning.path)
     run = next((r for r in others if r.path == folder), None)
     if run is None and folder is not None:
         run = load_run(folder, folder.name)
+    if run is None and noted.get("trained_on"):
+        run = run_behind(str(path), noted)
     if run is None:
         label = tuning.results.get("pretraining")
         return Start(f"pre-trained ({label or path})", str(label) if label else None)

@@ -222,18 +222,37 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
 def find_run(path: str | None, near: Path) -> Path | None:
     """The run directory that `path` (a run or one of its checkpoints, as a config names it) lies in.
 
-    Relative paths are tried from the current directory and from every folder above `near`.
+    Relative paths are tried from the current directory and from every folder above `near`. None for the weights of a
+    run that is elsewhere: a name, an exported file.
     """
     if not path:
         return None
     candidates = [Path(path)] if Path(path).is_absolute() else [Path(path), *(p / path for p in near.parents)]
     for candidate in candidates:
-        for folder in (candidate, *candidate.parents):
-            if (folder / "config.yaml").is_file():
-                return folder.resolve()
-            if folder.name in ("", "runs"):
-                break
+        folder = candidate.parent if candidate.suffix == ".yaml" else candidate  # the card of a checkpoint
+        folder = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+        if (folder / "config.yaml").is_file():
+            return folder.resolve()
     return None
+
+
+def run_behind(name: str, noted: Mapping[str, Any]) -> Run:
+    """The pre-training of weights whose run is not here, as the run that begins from them noted it."""
+    learnt, epochs = noted["trained_on"], noted.get("epochs")
+    split = {part: n for part, n in (learnt.get("split") or {}).items() if part in PARTS}
+    return Run(
+        path=Path(name),
+        name=name,
+        config={"task": "pretrain", "objective": learnt.get("objective") or {}},
+        environment={},
+        results={},
+        epochs=({"epoch": epochs},) if isinstance(epochs, int) else (),
+        steps=(),
+        cut=False,
+        predictions=None,
+        split=split,
+        sources=(),
+    )
 
 
 def _source(noted: Mapping[str, Any], run: Path) -> Source:

@@ -22,7 +22,8 @@ LEGEND = (
     "same structures, and the fine-tuning the same split and length. — is not run yet, or no result for a reason told "
     "below the table. The average improvement is that of the paper's last column: the mean "
     "over the row's datasets of 100 (baseline − MAE) / baseline; the paper's beside it is over the same "
-    "datasets, of its numbers."
+    "datasets, of its numbers. The last row is the paper's, too: the best of the rows above on each dataset, and in "
+    "brackets the paper's best of them."
 )
 
 FIELDS = (
@@ -61,7 +62,21 @@ def _grid(table: Table) -> str:
         cells = [_cell(row.results.get(column.dataset)) for column in table.columns]
         average = MISSING if row is table.baseline else _average(improvement_over(table, row), len(table.columns))
         lines.append([row.label, f"{row.structures:,}" if row.structures else MISSING, *cells, average])
+    best = [_best(table, column.dataset) for column in table.columns]
+    if any(best):
+        lines.append(["best improvement", "", *(text or MISSING for text in best), ""])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _best(table: Table, dataset: str) -> str:
+    """The largest improvement on a dataset, as the last row of the paper's tables, and the paper's own over its rows
+    that are here; "" while nothing compares."""
+    found = [(better, row) for row in table.rows if (better := improvement_on(table, row, dataset)) is not None]
+    if not found:
+        return ""
+    best, row = max(found, key=lambda pair: pair[0].value)
+    papers = [better.paper for better, _ in found if better.paper is not None]
+    return f"{best.value:+.1f} % ({row.label})" + (f" [{max(papers):+.1f} %]" if papers else "")
 
 
 def _heading(column: Column) -> str:

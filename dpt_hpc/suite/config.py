@@ -108,9 +108,14 @@ class SuiteConfig(Options):
     records: str | None = None
     """A directory, from that of the suite's file, of what was run already, here or elsewhere: cells/ and weights/ of
     its pre-trainings. What is in it is not run again."""
-    leaks: str | None = None
-    """What `dpt-hpc data leaks --out` wrote, from the directory of the suite's file: the tables then tell how many
-    structures of each fine-tuning set are in the pre-training set, too."""
+    leaks: tuple[str, ...] = ()
+    """What `dpt-hpc data leaks --out` wrote, a file for each pre-training set, from the directory of the suite's file:
+    the tables then tell how many structures of each fine-tuning set are in the pre-training set, too."""
+
+    @field_validator("leaks", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("networks")
     @classmethod

@@ -9,25 +9,36 @@ from dpt_hpc.suite.facts import facts_of, read_json
 from dpt_hpc.suite.plan import FinetuneCell
 
 
-def leaks_in(file: Path | None, cells: Sequence[FinetuneCell]) -> list[str]:
-    """A line on the datasets of `cells`, if all of them were fine-tuned after the same pre-training set that `file`
-    was written for; datasets go by their digests. None without a file, or where nothing was run."""
-    if file is None:
+def leaks_in(files: Sequence[Path], cells: Sequence[FinetuneCell]) -> list[str]:
+    """For each pre-training set that `cells` begin from a line on what it shares with their datasets, or that none of
+    `files` is of it; datasets go by their digests. Empty without files, or where nothing was run."""
+    if not files:
         return []
-    told = read_json(file)
-    if not told:
-        return [f"Not checked for structures that a pre-training has seen: there is no {file.name}."]
-    pretraining = told["pretraining"]
-    starts = [facts_of(start) for start in {c.start.cell for c in cells if c.start.cell is not None}]
-    if pretraining["digest"] not in (source["digest"] for facts in starts if facts for source in facts["dataset"]):
-        return []
-    run = {source["digest"] for cell in cells if (facts := facts_of(cell)) for source in facts["dataset"]}
-    counts = [
-        f"{Path(found['dataset']).name} {len(found['matches'])} of {found['structures']:,}"
-        for found in told["downstream"]
-        if found["digest"] in run
-    ]
-    if not counts:
-        return []
-    name = Path(pretraining["dataset"]).name
-    return [f"Structures that the pre-training set {name} has, too, and that were not taken out: {', '.join(counts)}."]
+    lines, told = [], {}
+    for file in files:
+        if content := read_json(file):
+            told[content["pretraining"]["digest"]] = content["downstream"]
+        else:
+            lines.append(f"Not checked for structures that a pre-training has seen: there is no {file.name}.")
+    tested = {source["digest"] for cell in cells if (facts := facts_of(cell)) for source in facts["dataset"]}
+    held: dict[str, tuple[str, list[bool]]] = {}
+    for start in dict.fromkeys(cell.start.cell for cell in cells):
+        if start is not None and (facts := facts_of(start)):
+            for source in facts["dataset"]:
+                held.setdefault(source["digest"], (source["name"], []))[1].append(start.config.data.exclude is not None)
+    for digest, (name, excluding) in held.items():
+        if digest not in told:
+            lines.append(f"Not checked for structures that the pre-training set {name} has, too.")
+            continue
+        counts = [
+            f"{Path(found['dataset']).name} {len(found['matches'])} of {found['structures']:,}"
+            for found in told[digest]
+            if found["digest"] in tested
+        ]
+        taken_out = "were taken out" if all(excluding) else "were taken out for some rows" if any(excluding) else ""
+        if counts:
+            lines.append(
+                f"Structures that the pre-training set {name} has, too, and that {taken_out or 'were not taken out'}: "
+                f"{', '.join(counts)}."
+            )
+    return lines

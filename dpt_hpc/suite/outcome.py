@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dpt_hpc.suite.leaks import leaks_in
 from dpt_hpc.suite.plan import FinetuneCell, Plan, Start
 from dpt_hpc.suite.weights import keep_weights
 from dpt_hpc.suite.work import units_of
-from dpt_hpc.train.compat import departures
+from dpt_hpc.train.compat import departures, recipe_of_our_own
 from dpt_hpc.train.monitor import write_json
 
 HEADER = """# Fine-tuning after pre-training
@@ -41,10 +41,6 @@ Every number is that of a run whose settings, seeds, data and recorded command a
 make the same runs anew. The paper (Jia et al., Digital Discovery 2024, 3, 586) pre-trained on 187,687 structures
 (denoising on 62,783), these rows on as many as their column says: compare improvements with its, not errors. Its
 baselines compare directly, but for what a table says it differs in."""
-
-
-UNCHANGED_TRANSFER = {"freeze": None, "reset": None, "layer_decay": 1.0, "head_learning_rate": None}
-"""How the paper fine-tunes: all weights alike."""
 
 
 def write_outcome(plan: Plan, out: Path, command: str) -> list[Path]:
@@ -94,7 +90,7 @@ def tables_of(plan: Plan) -> list[Table]:
 
 
 def _table(
-    network: str, pooling: str, cells: list[FinetuneCell], against: list[FinetuneCell], leaks: Path | None
+    network: str, pooling: str, cells: list[FinetuneCell], against: list[FinetuneCell], leaks: Sequence[Path]
 ) -> Table:
     columns: dict[str, Column] = {}
     rows: dict[str, list[FinetuneCell]] = {}
@@ -239,13 +235,8 @@ def _other_protocol(facts: Mapping[str, Any]) -> list[str]:
         found.append("structures are excluded")
     if facts["epochs"] != PROTOCOL.epochs:
         found.append(_plain_count(facts["epochs"]))
-    training, transfer = facts["config"].get("training", {}), facts["config"].get("transfer", {})
-    if (
-        training.get("ema_decay")
-        or facts["config"].get("objective", {}).get("normalise")
-        or any(transfer.get(key, usual) not in (usual, []) for key, usual in UNCHANGED_TRANSFER.items())
-    ):
-        found.append("a recipe of our own")
+    if own := recipe_of_our_own(facts["config"]):
+        found.append(f"a recipe of our own ({', '.join(own)})")
     return found
 
 

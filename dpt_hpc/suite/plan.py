@@ -66,7 +66,7 @@ class Plan:
     """A suite, spelled out.
 
     cells: fine-tunings in their order. starts: of every network, by their names. against: whose baseline a network's
-    improvements are over, where it is not its own. leaks: a file of what fine-tuning and pre-training sets share.
+    improvements are over, where it is not its own. leaks: files of what fine-tuning and pre-training sets share.
     records: the directory of what was run already.
     """
 
@@ -75,7 +75,7 @@ class Plan:
     starts: dict[str, dict[str, Start]]
     figures: dict[str, Figure]
     against: dict[str, Against]
-    leaks: Path | None
+    leaks: tuple[Path, ...]
     records: Path | None = None
 
     @property
@@ -96,7 +96,8 @@ def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
     """
     suite = load_suite(path, run_dir)
     folder = Path(path).parent
-    runs = {name: _runs(suite, name, network, folder) for name, network in suite.networks.items()}
+    said_by = f"{path}: set:"
+    runs = {name: _runs(suite, name, network, folder, said_by) for name, network in suite.networks.items()}
     starts = {name: _starts(suite, name, network, runs, folder) for name, network in suite.networks.items()}
     cells: dict[Path, FinetuneCell] = {}
     for block in suite.cells:
@@ -105,23 +106,23 @@ def plan_suite(path: str | Path, run_dir: str | None = None) -> Plan:
             for name in block.pretrainings:
                 for dataset in block.datasets or network.datasets:
                     start = starts[block.network][name]
-                    cell = _finetune_cell(suite, block.network, pooling, start, dataset, folder)
+                    cell = _finetune_cell(suite, block.network, pooling, start, dataset, folder, said_by)
                     cells.setdefault(cell.path, cell)  # named by two blocks, it is run at its first place
     against = {name: network.against for name, network in suite.networks.items() if network.against is not None}
-    leaks = None if suite.leaks is None else folder / suite.leaks
+    leaks = tuple(folder / file for file in suite.leaks)
     records = None if suite.records is None else Path(_near(folder / suite.records))
     return Plan(Path(suite.run_dir), tuple(cells.values()), starts, suite.figures, against, leaks, records)
 
 
-def _runs(suite: SuiteConfig, name: str, network: Network, folder: Path) -> dict[str, PretrainCell]:
-    """The pre-trainings of a network that are run."""
+def _runs(suite: SuiteConfig, name: str, network: Network, folder: Path, said_by: str) -> dict[str, PretrainCell]:
+    """The pre-trainings of a network that are run. said_by: see load_config."""
     found: dict[str, PretrainCell] = {}
     for key, pretraining in network.pretrainings.items():
         if pretraining.config is not None:
             directory = f"{suite.run_dir}/{name}/pretrain/{key}"
             changes = overrides(network.set, network.set_pretraining, pretraining.set, {"run_dir": directory})
             file = _near(folder / pretraining.config)
-            config = load_config(file, PretrainConfig, _words(changes))
+            config = load_config(file, PretrainConfig, _words(changes), said_by)
             command = _command("pretrain", file, changes)
             record = _record(suite, folder, f"cells/{name}/pretrain/{key}.json")
             found[key] = PretrainCell(name, key, Path(directory), config, command, record)
@@ -141,7 +142,7 @@ def _starts(
 
 
 def _finetune_cell(
-    suite: SuiteConfig, name: str, pooling: str, start: Start, dataset: str, folder: Path
+    suite: SuiteConfig, name: str, pooling: str, start: Start, dataset: str, folder: Path, said_by: str
 ) -> FinetuneCell:
     network = suite.networks[name]
     recipe: Recipe = network.datasets[dataset]
@@ -156,7 +157,7 @@ def _finetune_cell(
     if start.cell is None:
         changes = {key: value for key, value in changes.items() if not key.startswith("transfer.")}
     file = _near(folder / recipe.config)
-    config = load_config(file, FinetuneConfig, _words(changes))
+    config = load_config(file, FinetuneConfig, _words(changes), said_by)
     command = _command("finetune", file, changes)
     record = _record(suite, folder, f"cells/{place}.json")
     return FinetuneCell(name, pooling, start, dataset, Path(directory), config, command, record)

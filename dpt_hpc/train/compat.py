@@ -54,7 +54,10 @@ NETWORKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "paper-experiments": {"model.max_images": 1, "model.gaussian_width": 0.05},
         "paper-release": {"model.max_images": 2, "model.gaussian_width": 0.2},
     },
-    "torchmd_et": {"paper-experiments": {"model.max_images": 1}, "paper-release": {"model.max_images": 2}},
+    "torchmd_et": {
+        "paper-experiments": {"model.max_images": 1, "model.own_images": False},
+        "paper-release": {"model.max_images": 2, "model.own_images": False},
+    },
 }
 
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
@@ -97,8 +100,13 @@ OF_ANY_TASK: Mapping[str, Any] = {
 
 FRACTIONS = ("data.split.train", "data.split.validation", "data.split.test")
 
-TUNING_BATCHES: Mapping[str, int] = {"exfoliation_energy": 32, "last_phdos_peak": 32}
-"""Of CGCNN, by target: JDFT and Phonons, as the paper has them (MP formation energy and MP gap have 32, too)."""
+TUNING_BATCHES: Mapping[str, int] = {
+    "exfoliation_energy": 32,
+    "last_phdos_peak": 32,
+    "formation_energy_per_atom": 32,
+    "band_gap": 32,
+}
+"""Of CGCNN, by target: JDFT, Phonons, MP form and MP gap. (MOF is of a band gap, too: its batch is not known.)"""
 
 OTHER_TUNING_BATCH = 128
 
@@ -115,7 +123,8 @@ def preset(compat: str, network: str, objective: str) -> dict[str, Any]:
             raise ValueError(
                 f"compat is {compat}, but the paper has no {what} {name}; it has {', '.join(known)}. Expected exact"
             )
-    return {**ANY_RUN, **SIZES[network], **NETWORKS[network][compat], **OBJECTIVES[objective]}
+    pooling = {} if objective == "property" else {"model.pooling": "add"}
+    return {**ANY_RUN, **SIZES[network], **NETWORKS[network][compat], **OBJECTIVES[objective], **pooling}
 
 
 def amounts(network: str, objective: str, target: str) -> dict[str, Any]:
@@ -133,7 +142,8 @@ def amounts(network: str, objective: str, target: str) -> dict[str, Any]:
 def filled(raw: Mapping[str, Any], network: str, objective: str) -> dict[str, Any]:
     """Options as they were written down, and those of the preset that they name where they leave them open.
 
-    network, objective: those that are meant where `raw` has no such group. Raises ValueError as `preset` does.
+    network, objective: those that are meant where `raw` has no such group. With those that the paper does not have
+    nothing is filled: they are wrong, and told by whoever checks the options.
     """
     options = dict(raw)
     compat = options.get("compat", "exact")
@@ -143,6 +153,8 @@ def filled(raw: Mapping[str, Any], network: str, objective: str) -> dict[str, An
     options.setdefault("objective", {"kind": objective})
     network = _tag(options["model"], "name", network)
     objective = _tag(options["objective"], "kind", objective)
+    if network not in NETWORKS or objective not in OBJECTIVES:
+        return options
     settings = preset(compat, network, objective)
     settings |= amounts(network, objective, _tag(options["objective"], "target", ""))
     if any(_given(options, key) for key in FRACTIONS):  # they add up to one: all are the paper's, or none
@@ -192,6 +204,21 @@ def departures(options: Any) -> list[str]:
     return [
         f"{key}={_plain(given)} (the paper: {_plain(value)})" for key, value, given in _otherwise(expected, options)
     ]
+
+
+def recipe_of_our_own(settings: Mapping[str, Any]) -> list[str]:
+    """What the saved settings of a fine-tuning, of any version, say otherwise than both codes of the paper, but for the
+    split, the graph and the amounts: "training.early_stopping"."""
+    network = settings.get("model", {}).get("name", "cgcnn")
+    fixed = {**ANY_RUN, **OBJECTIVES["property"], **SIZES.get(network, {})}
+    found = []
+    for key, value in fixed.items():
+        node: Any = settings
+        for part in key.split("."):
+            node = node.get(part, value) if isinstance(node, Mapping) else value
+        if key != "data.split.by" and (tuple(node) if isinstance(node, list) else node) != value:
+            found.append(key)
+    return found
 
 
 def _otherwise(expected: Mapping[str, Any], options: Any) -> list[tuple[str, Any, Any]]:

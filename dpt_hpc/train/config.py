@@ -55,14 +55,14 @@ class DataOptions(Options):
     """What auto may take of a node's memory: up to 1, a part of what is free; above, GB."""
     stage: str | None = None
     """A directory on the node's own disk, such as ${TMPDIR}, to which the shards are copied first, and checked."""
-    exclude: str | None = None
-    """A file of `dpt-hpc data leaks --out`, or a JSON list of ids: structures that are taken out of the parts of
-    the split. The others stay in theirs."""
+    exclude: tuple[str, ...] | None = None
+    """A file of `dpt-hpc data leaks --out`, or a JSON list of ids, or several: structures that are taken out of the
+    parts of the split. The others stay in theirs."""
     shuffle_window: int = Field(65_536, ge=1)
     """How many structures are shuffled among themselves. A larger dataset is drawn in windows of that many, made of
     blocks of 64 neighbours in random order, so that a step needs one window in reach and not the dataset."""
 
-    @field_validator("path", mode="before")
+    @field_validator("path", "exclude", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -335,7 +335,8 @@ class FinetuneConfig(RunConfig):
     """One run each; the seed sets the split and the initialisation."""
     objective: PropertyOptions
     pretrained: str | None = None
-    """A pre-training run or one of its checkpoints; null trains from scratch (the baseline)."""
+    """A pre-training run, one of its checkpoints, an exported model, or the name of one that ships (`dpt-hpc models`);
+    null trains from scratch (the baseline)."""
     pretrained_epochs: int | None = Field(None, ge=1)
     """Begin from the best of the run's first so many epochs: what so short a run would have exported. Its checkpoint
     must have been kept (checkpoint.keep_every_epochs=1)."""

@@ -18,14 +18,19 @@ from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig)
 AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
 Places = dict[tuple[str, ...], str]
-"""What says an option, by its path from the root: a line of a file, or --set; in front of what is wrong with it."""
+"""What says an option, by its path from the root: a line of a file, or an override; told in front of a fault."""
 TASKS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 """What a config may be of: the verbs that take one."""
 
 
-def load_config(path: str | Path, kind: type[AnyConfig], overrides: Sequence[str] = ()) -> AnyConfig:
-    """Read the config of a run into `kind`, as `read_config` does; ConfigError, too, for that of the other verb."""
-    raw, places = _overridden(path, overrides)
+def load_config(
+    path: str | Path, kind: type[AnyConfig], overrides: Sequence[str] = (), said_by: str = "--set"
+) -> AnyConfig:
+    """Read the config of a run into `kind`, as `read_config` does; ConfigError, too, for that of the other verb.
+
+    said_by: what a fault of an override is told by.
+    """
+    raw, places = _overridden(path, overrides, said_by)
     task = raw.get("task")
     if isinstance(task, str) and TASKS.get(task, kind) is not kind:
         raise ConfigError(f"config {path}: its task is {task}.\nRun it with `dpt-hpc {task} {path}`.")
@@ -41,13 +46,13 @@ def read_config(path: str | Path, kind: type[AnyOptions], overrides: Sequence[st
     return check_config(raw, kind, str(path), places)
 
 
-def _overridden(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
+def _overridden(path: str | Path, overrides: Sequence[str], said_by: str = "--set") -> tuple[dict[str, Any], Places]:
     raw, lines = _read(path)
     places = {key: f"{path}:{line}: " for key, line in lines.items()}
     for override in overrides:
-        key = _apply(raw, override)
-        groups = {key[:depth]: "--set " for depth in range(1, len(key))}  # that it makes; others keep their line
-        places = groups | {k: place for k, place in places.items() if k[: len(key)] != key} | {key: "--set "}
+        key = _apply(raw, override, said_by)
+        groups = {key[:depth]: f"{said_by} " for depth in range(1, len(key))}  # that it makes; others keep their line
+        places = groups | {k: place for k, place in places.items() if k[: len(key)] != key} | {key: f"{said_by} "}
     return raw, places
 
 
@@ -95,21 +100,21 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]
     return raw, yaml_lines(text)
 
 
-def _apply(raw: dict[str, Any], override: str) -> tuple[str, ...]:
+def _apply(raw: dict[str, Any], override: str, said_by: str) -> tuple[str, ...]:
     """Put `KEY=VALUE` into `raw`; returns the path of the key."""
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example training.epochs=10.")
+        raise ConfigError(f"{said_by} {override}: expected KEY=VALUE, for example training.epochs=10.")
     *parents, last = key.split(".")
     node = raw
     for i, parent in enumerate(parents):
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {'.'.join(parents[: i + 1])} is a value, not a group of options.")
+            raise ConfigError(f"{said_by} {override}: {'.'.join(parents[: i + 1])} is a value, not a group of options.")
     try:
         node[last] = from_yaml(value)
     except ValueError:
-        raise ConfigError(f"--set {override}: {value!r} is not valid YAML.") from None
+        raise ConfigError(f"{said_by} {override}: {value!r} is not valid YAML.") from None
     return (*parents, last)
 
 
@@ -136,7 +141,7 @@ def _fault(raw: Any, kind: type[BaseModel], error: dict[str, Any], places: Place
     location = _location(raw, kind, error)
     # A group's own fault is of its name or kind, or begins with the option: `cutoff is -1`, `split.test is 0`.
     option = error.get("ctx", {}).get("discriminator") or error["msg"].removeprefix("Value error, ").partition(" ")[0]
-    about = (*location, *option.strip("':").split("."))
+    about = (*location, *option.strip("':,").split("."))
     said = (places.get(about[:depth]) for depth in range(len(about), 0, -1))
     return f"{next(filter(None, said), '')}{_what_is_wrong(raw, kind, error, location)}"
 
@@ -203,7 +208,8 @@ def _keys(kind: Any, raw: Any, location: list[str]) -> list[str]:
         if get_origin(kind) in (dict, tuple):
             kinds = [kind]
             continue
-        members, named = _members(kind), raw.get("kind", raw.get("name"))
+        members = _members(kind)
+        named = raw.get("kind" if hasattr(members[0], "model_fields") else "name")
         known = [member for member in members if _tag(member) == named]
         kinds = known or (members[:1] if named is None else members)
     return sorted({name for kind in kinds for name in _options(kind)})

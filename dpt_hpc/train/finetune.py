@@ -34,6 +34,7 @@ NOT_IN_THE_WEIGHTS = (
     "table_knots",
     "max_images",
     "max_neighbors",
+    "own_images",
     "envelope",
     "vector_norm",
 )
@@ -104,8 +105,15 @@ def finetune(
 
 
 def describe_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Where pre-trained weights came from, and their SHA-256."""
-    return {"checkpoint": str(checkpoint), "digest": weights_digest(checkpoint)}
+    """Where pre-trained weights came from, their SHA-256, what they learnt from, and how many epochs that was planned
+    for (None where their card does not say)."""
+    card = load_card(checkpoint)
+    return {
+        "checkpoint": str(checkpoint),
+        "digest": weights_digest(checkpoint),
+        "epochs": card.training.get("epochs"),
+        "trained_on": card.trained_on,
+    }
 
 
 @dataclass(frozen=True)

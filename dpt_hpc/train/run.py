@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +24,7 @@ from dpt_hpc.models.heads import ScalarHead
 from dpt_hpc.plain_text import from_yaml
 from dpt_hpc.structure import SYMBOLS
 from dpt_hpc.train.card import ModelCard, describe_training
-from dpt_hpc.train.checkpoint import load_card, load_state, load_weights
+from dpt_hpc.train.checkpoint import load_state, load_weights
 from dpt_hpc.train.compat import differences
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig, RunConfig
 from dpt_hpc.train.counting import Counts, count_edges, needs_counts
@@ -52,10 +53,10 @@ def describe_data(dataset: Dataset, config: RunConfig) -> list[dict[str, Any]]:
     ]
 
 
-def describe_exclusion(dataset: Dataset, split: Split, path: str) -> dict[str, Any]:
-    """What data.exclude leaves out, for run.json: its file, how many structures, and a digest of their ids."""
+def describe_exclusion(dataset: Dataset, split: Split, paths: Sequence[str]) -> dict[str, Any]:
+    """What data.exclude leaves out, for run.json: its files, how many structures, and a digest of their ids."""
     ids = "\n".join(sorted(dataset.ids(split.excluded)))
-    return {"path": path, "structures": len(split.excluded), "digest": hashlib.sha256(ids.encode()).hexdigest()}
+    return {"path": list(paths), "structures": len(split.excluded), "digest": hashlib.sha256(ids.encode()).hexdigest()}
 
 
 class Run:
@@ -122,7 +123,7 @@ class Run:
             check_same_sources(self.run_dir, sources)
         trained_on = describe_training(dataset, split, self.seed, config, sources)
         if before := sources.get("pretrained"):
-            trained_on["pretrained"] = {**before, "trained_on": load_card(before["checkpoint"]).trained_on}
+            trained_on["pretrained"] = before
         settings = config.model_dump(mode="json")
         card = ModelCard(config.model, training_elements(data, self.ranks), trained_on, config=settings)
 
@@ -175,7 +176,7 @@ class Run:
         told = ""
         if self.config.data.exclude is not None:
             sources["excluded"] = describe_exclusion(dataset, split, self.config.data.exclude)
-            told = f"{len(split.excluded)} excluded by {self.config.data.exclude}; "
+            told = f"{len(split.excluded)} excluded by {', '.join(self.config.data.exclude)}; "
         if (folds := share_folds(dataset, self.config.data, self.seed, self.ranks)) is not None:
             sources["folds"] = folds
         trainer = self.trainer(dataset, split, model, sources)

@@ -10,5 +10,5 @@ FOLDER = Path(dpt_hpc.__file__).with_name("weights")
 
 
 def shipped_models() -> dict[str, Path]:
-    """Name and file of each, in alphabetical order. A name is taken wherever the path of a model is."""
+    """Name and file of each, in alphabetical order. A name is taken wherever weights are read."""
     return {file.stem: file for file in sorted(FOLDER.glob("*.safetensors"))}

@@ -13,7 +13,9 @@ from dpt_hpc.use.structures import has_stress
 
 TOO_CLOSE = 0.5
 """Å. The shortest bond there is, that of H2, is 0.74 Å long."""
-VACUUM = "no atom in {}, more than the network sees across: its stress is per volume of the cell, vacuum and all"
+VACUUM = (
+    "vacuum: no atom in {}, more than the network sees across: its stress is per volume of the cell, vacuum and all"
+)
 
 
 def doubts(
@@ -25,7 +27,7 @@ def doubts(
     *,
     stress: bool,
 ) -> list[tuple[str, ...]]:
-    """For each structure of a batch what its user should know of the numbers that follow.
+    """For each structure of a batch what its user should know of the numbers that follow, `reason` first.
 
     graph: that of the network, with `cutoff` (Å). elements: atomic numbers that the network was trained on. stress:
     whether it is among the numbers.
@@ -36,18 +38,23 @@ def doubts(
         unknown = sorted(set(structure.atomic_numbers.tolist()) - known)
         if unknown:
             names = ", ".join(SYMBOLS[z] for z in unknown)
-            found[place].append(f"contains {names}, which the network was not trained on: its answer is that of chance")
-        if not bool(structure.pbc.any()):
             found[place].append(
-                "is not periodic: it has no stress, and a network that learnt crystals does not know it"
+                f"new elements: the network was not trained on {names}, and its answer is that of chance"
             )
+        if not bool(structure.pbc.any()):
+            found[place].append("not periodic: it has no stress, and a network that learnt crystals does not know it")
         elif stress and has_stress(structure):
             thick = [(axis, gap) for axis, gap in enumerate(gaps(structure)) if gap > cutoff]
-            empty = [f"{gap:.3g} Å along cell vector {axis}" for axis, gap in thick]
+            empty = [f"{gap:.3g} Å along lattice vector {'abc'[axis]}" for axis, gap in thick]
             found[place] += [VACUUM.format(", ".join(empty))] if empty else []
     _tell_close(found, structures, batch)
     _tell_lonely(found, structures, graph, batch, cutoff)
     return [tuple(texts) for texts in found]
+
+
+def reason(doubt: str) -> str:
+    """What kind of doubt it is: who tells many of them tells each kind for itself."""
+    return doubt.partition(":")[0]
 
 
 def gaps(structure: Structure) -> list[float]:
@@ -75,7 +82,7 @@ def _tell_close(found: list[list[str]], structures: Sequence[Structure], batch: 
         numbers = structures[place].atomic_numbers
         kinds = f"{SYMBOLS[int(numbers[a])]} and {SYMBOLS[int(numbers[b])]}"
         found[place].append(
-            f"atoms {a} and {b} ({kinds}) are {length:.3g} Å apart: a unit other than Å, or atoms on top of each other?"
+            f"close atoms: {a} and {b} ({kinds}), {length:.3g} Å apart: a unit other than Å, or two atoms in one place?"
         )
 
 
@@ -91,6 +98,6 @@ def _tell_lonely(
         names = [f"{a} ({SYMBOLS[int(structures[place].atomic_numbers[a])]})" for a in atoms[:3]]
         more = f" and {len(atoms) - 3} more" if len(atoms) > 3 else ""
         found[place].append(
-            f"no atom within {cutoff:g} Å of atom{'s' if len(atoms) > 1 else ''} {', '.join(names)}{more}: "
-            "without a neighbour there is no force on it"
+            f"no neighbour: there is no atom within {cutoff:g} Å of {', '.join(names)}{more}, "
+            f"and so no force on {'them' if len(atoms) > 1 else 'it'}"
         )

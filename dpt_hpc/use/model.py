@@ -116,9 +116,10 @@ class Model:
         directory or dataset: a list (`stream` holds no list). forces, stress: without them it takes two fifths of the
         time. energies: of the atoms, too.
 
-        Doubtful input (atoms nearly on top of each other, atoms without neighbours, elements that are allowed but
-        unknown) is warned of. Raises DataError for input that cannot be answered: no structure, elements that the
-        network was not trained on, two atoms in one place, energies of atoms of a network that has none.
+        Doubtful input is warned of: atoms nearly on top of each other, atoms without neighbours, a stress over vacuum,
+        elements that are allowed but unknown. Raises DataError for input that cannot be answered: no structure,
+        elements that the network was not trained on, two atoms in one place, energies of atoms of a network that has
+        none.
         """
         if _is_one(what):
             (found,) = self.stream([as_structure(what)], forces=forces, stress=stress, energies=energies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -15,28 +16,36 @@ from dpt_hpc.errors import ConfigError, DataError
 from dpt_hpc.train.checkpoint import find_checkpoint, load_card, model_files, single_file, weights_digest
 from dpt_hpc.train.growing import GrowingArrays
 from dpt_hpc.train.shareable import shareable_model
+from dpt_hpc.use.doubts import reason
 from dpt_hpc.use.files import read_structures
 from dpt_hpc.use.model import Model
 from dpt_hpc.use.outputs import check_suffix, writing
 
 Say = Callable[[str], None]
+ERRORS = {"energy_per_atom": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³", "noise": "Å"}
+"""Units of the errors that a pre-training reports."""
 PIECE = 256
 """Embeddings that are written at a time."""
 TOLD = 20
-"""Broken records and warnings that are told; all are counted."""
+"""Broken records, and warnings for each reason, that are told; all are counted."""
 
 
 class Told:
-    """Tells the first few of many, and counts them all."""
+    """Tells the first few of each kind, and counts them all."""
 
     def __init__(self, say: Say, word: str) -> None:
-        self.say, self.word, self.count = say, word, 0
+        self.say, self.word = say, word
+        self.of_kind: Counter[str] = Counter()
 
-    def __call__(self, text: str) -> None:
-        self.count += 1
-        if self.count <= TOLD:
+    @property
+    def count(self) -> int:
+        return self.of_kind.total()
+
+    def __call__(self, text: str, kind: str = "") -> None:
+        self.of_kind[kind] += 1
+        if self.of_kind[kind] <= TOLD:
             self.say(f"{self.word}: {text}")
-        if self.count == TOLD:
+        if self.of_kind[kind] == TOLD:
             self.say(f"{self.word}: any more of these are counted, not told")
 
 
@@ -78,7 +87,7 @@ def predict_files(
             writer.write(structure, predicted)
             atoms += structure.num_atoms
             for text in predicted.warnings:
-                doubtful(f"{predicted.structure_id}: {text}")
+                doubtful(f"{predicted.structure_id}: {text}", reason(text))
             progress.step()
         progress.close()
         _check_any(progress.count, broken.count, paths)
@@ -150,22 +159,30 @@ def embed_files(
 
 
 def describe(name: str, path: str | Path) -> dict[str, Any]:
-    """What a user chooses a model by: what it is and gives, what it learnt from, its errors, licence and SHA-256."""
+    """What a user chooses a model by: what it is and gives, what it learnt from and how far, its mean absolute errors,
+    licence, and the digest that runs which begin from it record."""
     card = load_card(path)
     learnt, training = card.trained_on, card.training
     part = "test" if "test" in training else "validation"
-    errors = {key: value for key, value in (training.get(part) or {}).items() if key.endswith("_mae")}
+    reached = training.get(part) or {}
+    errors = {
+        key: {"mae": value, "unit": unit}
+        for key, unit in ERRORS.items()
+        if (value := reached.get(f"{key}_mae")) is not None
+    }
     return {
         "name": name,
         "network": card.options.name,
         "gives": ", ".join(card.units),
         "elements": len(card.elements),
-        "data": ", ".join(data["name"] for data in learnt["dataset"]),
+        "data": "; ".join(data.get("citation") or data["name"] for data in learnt["dataset"]),
         "structures": learnt["split"]["train"],
+        "epoch": training["epoch"],
         "epochs": training["epochs"],
-        "errors": f"{part}: " + ", ".join(f"{key} {value:.3g}" for key, value in errors.items()),
+        "part": part,
+        "errors": errors,
         "licence": "; ".join(data.get("licence", "unknown") for data in learnt["dataset"]),
-        "sha256": weights_digest(path),
+        "weights_sha256": weights_digest(path),
     }
 
 
