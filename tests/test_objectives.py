@@ -109,6 +109,21 @@ def test_stress_of_what_has_no_volume_is_refused_by_id_before_anything_is_comput
     make_split(flat, split, DerivativesOptions(), 0, excluded=np.array([5]))
 
 
+def test_energies_of_unlike_references_are_not_learnt_together(small_dataset: Path, tmp_path: Path) -> None:
+    dataset = Dataset.open(small_dataset)
+    paths = [str(tmp_path / name) for name in ("a", "b")]
+    for path, reference in zip(paths, ("PBE as of A", "PBE as of B"), strict=True):
+        items = [replace(dataset.get(i), structure_id=f"{path} {i}", properties={}) for i in range(12)]
+        write_dataset(items, Path(path), provenance={"energy_reference": reference}, property_units={})
+    both = Dataset.open(paths)
+    split = SplitOptions(train=0.5, validation=0.25, test=0.25, by="structure")
+    with pytest.raises(DataError, match=r"energies of .*a are PBE as of A, those of .*b PBE as of B: they differ"):
+        make_split(both, split, DerivativesOptions(), 0, paths)
+    make_split(both, split, DerivativesOptions(energy_weight=0), 0, paths)
+    make_split(both, split, MixedOptions(noise_scale=0.1, denoise_datasets=("b",)), 0, paths)
+    make_split(Dataset.open(paths[:1]), split, DerivativesOptions(), 0, paths[:1])
+
+
 def test_noise_is_fresh_in_every_epoch_and_belongs_to_its_structure(small_dataset: Path) -> None:
     dataset = Dataset.open(small_dataset)
     objective: Any = build_objective(build_model(SMALL).double(), DenoisingOptions(noise_scale=0.1), seed=3)

@@ -104,7 +104,7 @@ def _apply(raw: dict[str, Any], override: str, said_by: str) -> tuple[str, ...]:
     """Put `KEY=VALUE` into `raw`; returns the path of the key."""
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{said_by} {override}: expected KEY=VALUE, for example training.epochs=10.")
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example training.epochs=10.")
     *parents, last = key.split(".")
     node = raw
     for i, parent in enumerate(parents):

@@ -67,6 +67,7 @@ def make_split(
         _check_denoised(dataset, objective, denoised, split)
     if isinstance(objective, LabelOptions):
         _check_labels(dataset, objective, split, denoised)
+        _check_energy_references(dataset, objective, paths)
     return split
 
 
@@ -228,6 +229,24 @@ def _check_labels(dataset: Dataset, objective: LabelOptions, split: Split, denoi
                     f"({int(has.sum())} of {len(dataset)} in the dataset have).\n"
                     f"Set objective.{label}_weight=0, another data.split.seed, or add data with {label}."
                 )
+
+
+def _check_energy_references(dataset: Dataset, objective: LabelOptions, paths: Sequence[str]) -> None:
+    """Refuse to learn energies of unlike zeros together: no network can, and a catalog entry says which zero is its."""
+    if objective.energy_weight == 0:
+        return
+    denoised, first = denoised_datasets(objective, paths), {}
+    for place, (path, manifest) in enumerate(zip(paths, dataset.manifests, strict=False)):
+        reference = manifest.provenance.get("energy_reference")
+        if reference is not None and place not in denoised:
+            first.setdefault(reference, path)
+    if len(first) > 1:
+        (one, here), (other, there) = list(first.items())[:2]
+        raise DataError(
+            f"data.path: the energies of {here} are {one}, those of {there} {other}: they differ by a number for every "
+            "element, which the network would have to learn as physics.\n"
+            "Set objective.energy_weight=0, denoise one of them (objective.kind=mixed, denoise_datasets), or name one."
+        )
 
 
 def _check_denoised(dataset: Dataset, objective: ObjectiveOptions, denoised: NDArray[np.bool_], split: Split) -> None:

@@ -50,8 +50,9 @@ class RawFile(Model):
 class Entry(Model):
     """A dataset. labels: names and units after ingest. records: in the files; structures: after ingest, where that ran.
 
-    tried: whether the download was tried; ingested: whether the files were read with these options. ingest: options of
-    `IngestOptions`; None: the files hold no structures.
+    energy_reference: whose zero its energies have, None where that is not known: datasets of unlike ones are not learnt
+    from together. tried: whether the download was tried; ingested: whether the files were read with these options.
+    ingest: options of `IngestOptions`; None: the files hold no structures.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -62,6 +63,7 @@ class Entry(Model):
     licence: str
     citation: str
     doi: str
+    energy_reference: str | None = None
     tried: bool
     ingested: bool
     files: tuple[RawFile, ...] = Field(min_length=1)

@@ -151,6 +151,7 @@ def origin(entry: Entry, found: Sequence[Obtained]) -> dict[str, Any]:
         "licence": entry.licence,
         "citation": entry.reference,
         "doi": entry.doi,
+        **({} if entry.energy_reference is None else {"energy_reference": entry.energy_reference}),
         "raw_files": [
             {"file": one.path.name, "url": one.url, "sha256": one.sha256, "verified": one.verified, "how": one.how}
             for one in found
