@@ -60,17 +60,15 @@ def yaml_lines(text: str) -> dict[tuple[str, ...], int]:
         if isinstance(node, yaml.MappingNode):
             inner = [(key.value, key.start_mark.line, value) for key, value in node.value]
         else:
-            inner = [
-                (str(place), line if id(item) in seen else item.start_mark.line, item)
-                for place, item in enumerate(node.value)
-            ]
-        for name, line_of_it, value in inner:
-            own = (*path, str(name))
-            found[own] = line_of_it + 1
-            known = id(value) in seen
+            inner = [(str(place), None, item) for place, item in enumerate(node.value)]
+        for name, of_key, value in inner:
+            again = id(value) in seen
             seen.add(id(value))
-            if isinstance(value, yaml.CollectionNode) and not known:
-                walk(value, own, line_of_it)
+            own, at = (*path, str(name)), line if again else value.start_mark.line
+            at = at if of_key is None else of_key
+            found[own] = at + 1
+            if isinstance(value, yaml.CollectionNode) and not again:
+                walk(value, own, at)
 
     root = yaml.compose(text, _Loader)
     if isinstance(root, yaml.CollectionNode):

@@ -34,7 +34,7 @@ from dpt_hpc.suite.config import load_suite
 from dpt_hpc.train.card import ModelCard
 from dpt_hpc.train.checkpoint import Snapshot, load_model, single_file, write_checkpoint
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
-from dpt_hpc.train.config_file import kind_of, read_config
+from dpt_hpc.train.config_file import load_any_config, read_config
 from dpt_hpc.train.deepspeed_options import read_deepspeed_options
 from dpt_hpc.train.pretrained import find_pretrained
 from dpt_hpc.train.run_dir import claim_run_dir
@@ -265,7 +265,7 @@ READERS = (
            lambda file: read_config(file, PretrainConfig)),
     Reader("config: finetune", "yaml", text_of(QUICKSTART / "finetune.yaml"),
            lambda file: read_config(file, FinetuneConfig)),
-    Reader("config: its task", "yaml", text_of(QUICKSTART / "finetune.yaml"), kind_of),
+    Reader("config: its task", "yaml", text_of(QUICKSTART / "finetune.yaml"), load_any_config),
     Reader("--set", "text", make_set, read_set, names_file=False),
     Reader("suite", "yaml", text_of(ROOT / "configs" / "suite" / "scale.yaml"), read_suite),
     Reader("DeepSpeed JSON", "json", make_deepspeed, lambda file: read_deepspeed_options(str(file), 0)),

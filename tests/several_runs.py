@@ -21,8 +21,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from dpt_hpc.structure import Batch
-from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
-from dpt_hpc.train.config_file import kind_of, load_config
+from dpt_hpc.train.config import PretrainConfig
+from dpt_hpc.train.config_file import load_any_config
 from dpt_hpc.train.engine import DeepSpeedEngine
 from dpt_hpc.train.finetune import finetune
 from dpt_hpc.train.loop import Trainer
@@ -78,8 +78,9 @@ if __name__ == "__main__":
     ranks = enter_world()
     for config in (argument for argument in sys.argv[1:] if not argument.startswith("--")):
         print(f"== {config}", flush=True)
-        if kind_of(config) is PretrainConfig:
-            pretrain(load_config(config, PretrainConfig), ranks, quiet=True, resume=RESUME in sys.argv)
+        options = load_any_config(config)
+        if isinstance(options, PretrainConfig):
+            pretrain(options, ranks, quiet=True, resume=RESUME in sys.argv)
         else:
-            finetune(load_config(config, FinetuneConfig), ranks, quiet=True, resume=RESUME in sys.argv)
+            finetune(options, ranks, quiet=True, resume=RESUME in sys.argv)
     leave_world()

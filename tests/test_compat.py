@@ -27,7 +27,7 @@ from dpt_hpc.train.config import (
 from dpt_hpc.train.config_file import check_config, load_config
 from dpt_hpc.train.pretrain import pretrain
 from dpt_hpc.train.ranks import Ranks
-from dpt_hpc.train.run_dir import claim_run_dir, save_config
+from dpt_hpc.train.run_dir import changed_options, claim_run_dir, save_config
 
 PRETRAININGS = sorted((configs() / "pretrain").glob("*.yaml"))
 DENOISING = {"kind": "derivative_denoising"}
@@ -206,6 +206,15 @@ def test_a_run_begun_before_an_option_existed_goes_on(finished: tuple[Options, P
         claim_run_dir(path, config_of(options, path, compat="paper-experiments"), resume=True)
     save_config(config_of(options, path, model={"max_images": 1}), path / "config.yaml")
     claim_run_dir(path, config_of(options, path, compat="paper-experiments"), resume=True)
+
+
+def test_what_a_preset_did_not_fix_yet_counts_as_it_was(tmp_path: Path) -> None:
+    raw = {"run_dir": "r", "data": {"path": "x"}, "compat": "paper-experiments", "model": {"name": "torchmd_et"}}
+    config = check_config(raw, PretrainConfig, "test")
+    saved = config.model_dump(mode="json")
+    assert changed_options(config, saved) == []
+    del saved["model"]["own_images"]
+    assert changed_options(config, saved) == ["model.own_images: was True, now False"]
 
 
 def test_a_saved_config_that_is_valid_no_more_is_compared_as_it_is(

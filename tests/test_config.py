@@ -16,7 +16,7 @@ from dpt_hpc.models import NETWORKS, CGCNNOptions, ModelOptions, TorchMDETOption
 from dpt_hpc.quickstart import configs
 from dpt_hpc.suite.plan import plan_suite
 from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
-from dpt_hpc.train.config_file import kind_of, load_config
+from dpt_hpc.train.config_file import load_any_config, load_config
 from dpt_hpc.train.run_dir import save_config
 
 PRESETS = sorted(p for p in configs().rglob("*.yaml") if p.parent.name != "suite")
@@ -195,9 +195,10 @@ def test_a_fault_of_several_options_names_the_line_of_the_first(tmp_path: Path) 
         load_config(file, PretrainConfig)
 
 
-def test_a_config_comes_through_a_pipe_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["pretrain", "run", "config check"])
+def test_a_config_comes_through_a_pipe_once(tmp_path: Path, words: str) -> None:
     """As from `dpt-hpc config show`: a second reading would find it empty."""
-    command = [sys.executable, "-m", "dpt_hpc", "pretrain", "/dev/stdin", "--check"]
+    command = [sys.executable, "-m", "dpt_hpc", *words.split(), "/dev/stdin"]
     text = f"task: pretrain\nrun_dir: {tmp_path / 'r'}\ndata: {{path: {tmp_path / 'nowhere'}}}\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     assert "is empty" not in done.stderr
@@ -237,7 +238,7 @@ def test_a_wrong_name_hides_no_fault_beside_it(tmp_path: Path) -> None:
 def test_a_wrong_task_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("run_dir: r\ntask: pretrian\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml:2: task is 'pretrian', .* Did you mean pretrain\?"):
-        kind_of(tmp_path / "mine.yaml")
+        load_any_config(tmp_path / "mine.yaml")
 
 
 def test_every_network_has_its_options_in_configs() -> None:

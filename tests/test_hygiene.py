@@ -113,6 +113,7 @@ def test_lines_of_yaml_are_those_of_keys_and_items_through_aliases_too() -> None
     assert lines == {("a",): 1, ("a", "x"): 2, ("b",): 3, ("c",): 4, ("c", "0"): 5, ("c", "1"): 4, ("c", "2"): 7} | {
         ("c", "2", "z"): 7
     }
+    assert yaml_lines("c:\n- &a {x: 1}\n- *a\n")["c", "1"] == 1
     deep = "x0: &a0 [1]\n" + "".join(f"x{k}: &a{k} [*a{k - 1}]\n" for k in range(1, 1200))
     assert len(yaml_lines(deep)) == 2400
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_runs import Options, run
 
+from dpt_hpc.data.manifest import Manifest
 from dpt_hpc.data.shards import Dataset
 from dpt_hpc.data.split import Split
 from dpt_hpc.data.store import DiskStore
@@ -122,6 +123,11 @@ def test_energies_of_unlike_references_are_not_learnt_together(small_dataset: Pa
     make_split(both, split, DerivativesOptions(energy_weight=0), 0, paths)
     make_split(both, split, MixedOptions(noise_scale=0.1, denoise_datasets=("b",)), 0, paths)
     make_split(Dataset.open(paths[:1]), split, DerivativesOptions(), 0, paths[:1])
+    for path, name in zip(paths, ("pretrain", "mlearn"), strict=True):  # of an early version, which knew the name alone
+        manifest = Manifest.read(Path(path))
+        replace(manifest, provenance={"catalog": name}).write(Path(path))
+    with pytest.raises(DataError, match=r"energies of .*a are VASP .* of the Materials Project, those of .* of mlearn"):
+        make_split(Dataset.open(paths), split, DerivativesOptions(), 0, paths)
 
 
 def test_noise_is_fresh_in_every_epoch_and_belongs_to_its_structure(small_dataset: Path) -> None:

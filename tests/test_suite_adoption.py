@@ -207,14 +207,20 @@ def test_a_short_finetuning_has_no_number_of_the_paper(plan: Plan) -> None:
 
 def test_shared_structures_are_counted_in_the_tables(plan: Plan) -> None:
     assert "Not checked for structures that a pre-training has seen: there is no leaks.json." in text_of(plan)
-    digest = cell_of(plan, TUNED)["dataset"][0]["digest"]
-    found = {"dataset": "data/jdft", "digest": digest, "structures": 1048, "matches": [{}, {}, {}]}
+    held, tested = (cell_of(plan, cell)["dataset"][0] for cell in (PRETRAINED, TUNED))
+    found = {"dataset": "data/jdft", "digest": tested["digest"], "structures": 1048, "matches": [{}, {}, {}]}
     other = {"dataset": "data/other", "digest": "y", "structures": 3, "matches": []}
-    told = {"pretraining": {"dataset": "data/pretrain", "digest": digest}, "downstream": [found, other]}
-    file = plan.run_dir / plan.leaks[0].name
-    file.write_text(json.dumps(told))
-    name = cell_of(plan, TUNED)["dataset"][0]["name"]
-    shared = f"the pre-training set {name} has, too"
-    assert f"{shared}, and that were not taken out: jdft 3 of 1,048." in text_of(replace(plan, leaks=(file,)))
-    file.write_text(json.dumps(told | {"pretraining": {"dataset": "data/other", "digest": "y"}}))
-    assert f"Not checked for structures that {shared}." in text_of(replace(plan, leaks=(file,)))
+    told: dict[str, Any] = {"pretraining": {"dataset": "data/pretrain", "digest": held["digest"]}}
+    files = [plan.run_dir / name for name in ("leaks.json", "more.json")]
+    shared = f"tructures that the pre-training set {held['name']} has, too"
+    files[0].write_text(json.dumps(told | {"downstream": [other]}))
+    assert f"Not checked for s{shared}: {tested['name']}, in " in text_of(replace(plan, leaks=(files[0],)))
+    files[1].write_text(json.dumps(told | {"downstream": [found]}))
+    text = text_of(replace(plan, leaks=tuple(files)))
+    assert f"S{shared}, and that were not taken out: {tested['name']} 3 of 1,048." in text
+    assert "Not checked" not in text
+    edit(plan.run_dir / PRETRAINED / "config.yaml", lambda config: config["data"].update(exclude=["x/bad.json"]))
+    text = text_of(replace(plan, leaks=tuple(files)))
+    assert f"S{shared} (data.exclude left out what bad.json names): {tested['name']} 3 of 1,048." in text
+    files[1].write_text(json.dumps(told | {"pretraining": {"dataset": "data/other", "digest": "y"}, "downstream": []}))
+    assert f"Not checked for s{shared}: {tested['name']}, in " in text_of(replace(plan, leaks=tuple(files)))

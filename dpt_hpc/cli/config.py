@@ -106,6 +106,6 @@ def schema(task: Task) -> None:
 
 
 def _load(file: Path, overrides: list[str] | None) -> Any:
-    from dpt_hpc.train.config_file import kind_of, load_config
+    from dpt_hpc.train.config_file import load_any_config
 
-    return load_config(file, kind_of(file), overrides or [])  # type: ignore[type-var]
+    return load_any_config(file, overrides or [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,10 +24,10 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check software, ranks, network, files, gradients and checkpoints before a job; red lines end with exit code 4."""
-    from dpt_hpc.train.config_file import kind_of, load_config
+    from dpt_hpc.train.config_file import load_any_config
 
     file, changes = or_sample(config, overrides)
-    read: Callable[[], Any] = told_early(lambda: load_config(file, kind_of(file), changes))  # type: ignore[type-var]
+    read = told_early(lambda: load_any_config(file, changes))
     from dpt_hpc.doctor.examine import examine
     from dpt_hpc.train.heartbeat import watched
     from dpt_hpc.train.ranks import enter_world, leave_world

@@ -79,11 +79,11 @@ def _train(
     peers = place_so_far()[1] > 1
     signals.listen(peers=peers)
     from dpt_hpc.train.config import FinetuneConfig, PretrainConfig
-    from dpt_hpc.train.config_file import kind_of, load_config, of_an_array
+    from dpt_hpc.train.config_file import TASKS, load_any_config, load_config, of_an_array
 
     def read() -> PretrainConfig | FinetuneConfig:
-        kind: Any = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[task] if task else kind_of(config)
-        options = load_config(config, kind, overrides or [])
+        kind: Any = TASKS.get(task or "")
+        options: Any = load_config(config, kind, overrides or []) if kind else load_any_config(config, overrides or [])
         return options if array is None else of_an_array(options, array)
 
     read = told_early(read)

@@ -103,10 +103,11 @@ def start_of(tuning: FineTuning, others: Sequence[Run]) -> Start:
     if run is None:
         label = tuning.results.get("pretraining")
         return Start(f"pre-trained ({label or path})", str(label) if label else None)
+    epochs = first.config.get("pretrained_epochs") or run.last_epoch
     structures = run.split.get("train") or sum(s.structures or 0 for s in run.sources) or None
     size = f", {count(structures, 'structure')}" if structures else ""
-    words = f"pre-trained by {run.name}: {objective_name(run)}, {count(run.last_epoch, 'epoch')}{size}"
-    return Start(words, pretraining_row(run.objective), run.last_epoch, structures)
+    words = f"pre-trained by {run.name}: {objective_name(run)}, {count(epochs, 'epoch')}{size}"
+    return Start(words, pretraining_row(run.objective), epochs, structures)
 
 
 def compare(tunings: Sequence[FineTuning], others: Sequence[Run]) -> list[Group]:

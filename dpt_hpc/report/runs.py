@@ -229,7 +229,7 @@ def find_run(path: str | None, near: Path) -> Path | None:
         return None
     candidates = [Path(path)] if Path(path).is_absolute() else [Path(path), *(p / path for p in near.parents)]
     for candidate in candidates:
-        folder = candidate.parent if candidate.suffix == ".yaml" else candidate  # the card of a checkpoint
+        folder = candidate.parent if candidate.name in ("model.yaml", "model.safetensors") else candidate
         folder = folder.parent.parent if folder.parent.name == "checkpoints" else folder
         if (folder / "config.yaml").is_file():
             return folder.resolve()

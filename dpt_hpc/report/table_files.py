@@ -71,12 +71,15 @@ def _grid(table: Table) -> str:
 def _best(table: Table, dataset: str) -> str:
     """The largest improvement on a dataset, as the last row of the paper's tables, and the paper's own over its rows
     that are here; "" while nothing compares."""
-    found = [(better, row) for row in table.rows if (better := improvement_on(table, row, dataset)) is not None]
+    rows = [row for row in table.rows if row.name != "scratch"]  # of a recipe that is compared with another's baseline
+    found = [(better, row) for row in rows if (better := improvement_on(table, row, dataset)) is not None]
     if not found:
         return ""
     best, row = max(found, key=lambda pair: pair[0].value)
     papers = [better.paper for better, _ in found if better.paper is not None]
-    return f"{best.value:+.1f} % ({row.label})" + (f" [{max(papers):+.1f} %]" if papers else "")
+    shared, planned = best.seeds
+    some = f", {shared} of {planned} seeds" if shared < planned else ""
+    return f"{best.value:+.1f} % ({row.label}{some})" + (f" [{max(papers):+.1f} %]" if papers else "")
 
 
 def _heading(column: Column) -> str:

@@ -124,7 +124,10 @@ def keep_weights(plan: Plan) -> list[Path]:
             checkpoint = find_pretrained(str(cell.path), start.epochs)
             if file.is_file() and weights_digest(file) == weights_digest(checkpoint):
                 continue
-            content = single_file(*shareable_model(checkpoint))
+            card, weights = shareable_model(checkpoint)
+            if start.epochs is not None:  # what so short a run would have exported
+                card = replace(card, training={**card.training, "epochs": start.epochs})
+            content = single_file(card, weights)
         except DptError:  # not kept, or deleted, or damaged: whoever begins from it is told
             continue
         if len(content) <= LARGEST or file.is_file():

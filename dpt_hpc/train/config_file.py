@@ -62,15 +62,15 @@ def of_an_array(config: AnyConfig, index: int) -> AnyConfig:
     return config.model_copy(update={"run_dir": str(Path(config.run_dir) / f"array_{index}"), **seeds})
 
 
-def kind_of(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
-    """What the file at `path` configures, by its task. Raises ConfigError if it says none."""
-    raw, lines = _read(path)
+def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig | FinetuneConfig:
+    """Read the config of a run into what its task says, as `read_config` does; ConfigError, too, if it says none."""
+    raw, places = _overridden(path, overrides)
     task = raw.get("task")
     if not isinstance(task, str) or task not in TASKS:
         near = did_you_mean(str(task), TASKS)
-        line = f":{lines['task',]}" if ("task",) in lines else ""
-        raise ConfigError(f"config {path}{line}: task is {task!r}, expected one of {', '.join(TASKS)}.{near}")
-    return TASKS[task]
+        place = places.get(("task",), f"config {path}: ")
+        raise ConfigError(f"{place}task is {task!r}, expected one of {', '.join(TASKS)}.{near}")
+    return check_config(raw, TASKS[task], str(path), places)
 
 
 def check_config(raw: dict[str, Any], kind: type[AnyOptions], source: str, places: Places | None = None) -> AnyOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,10 +235,10 @@ def _check_energy_references(dataset: Dataset, objective: LabelOptions, paths: S
     """Refuse to learn energies of unlike zeros together: no network can, and a catalog entry says which zero is its."""
     if objective.energy_weight == 0:
         return
-    denoised, first = denoised_datasets(objective, paths), {}
+    denoised = denoised_datasets(objective, paths) if isinstance(objective, MixedOptions) else []
+    first: dict[str, str] = {}
     for place, (path, manifest) in enumerate(zip(paths, dataset.manifests, strict=False)):
-        reference = manifest.provenance.get("energy_reference")
-        if reference is not None and place not in denoised:
+        if place not in denoised and len(paths) > 1 and (reference := _energy_reference(manifest.provenance)):
             first.setdefault(reference, path)
     if len(first) > 1:
         (one, here), (other, there) = list(first.items())[:2]
@@ -247,6 +247,15 @@ def _check_energy_references(dataset: Dataset, objective: LabelOptions, paths: S
             "element, which the network would have to learn as physics.\n"
             "Set objective.energy_weight=0, denoise one of them (objective.kind=mixed, denoise_datasets), or name one."
         )
+
+
+def _energy_reference(provenance: Mapping[str, Any]) -> str | None:
+    """As dataset.json states it, or, where an early version wrote that, the catalog's entry."""
+    if "energy_reference" in provenance or "catalog" not in provenance:
+        return provenance.get("energy_reference")
+    from dpt_hpc.data.catalog.entries import Catalog  # late: it brings the readers of all formats
+
+    return next((entry.energy_reference for entry in Catalog.read() if entry.name == provenance["catalog"]), None)
 
 
 def _check_denoised(dataset: Dataset, objective: ObjectiveOptions, denoised: NDArray[np.bool_], split: Split) -> None:

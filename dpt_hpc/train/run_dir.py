@@ -71,7 +71,8 @@ def check_same_sources(path: Path, facts: Mapping[str, Any]) -> None:
     for name in SAME_ON_RESUME:
         if name in before and _digests(before[name]) != _digests(facts.get(name)):
             raise ConfigError(
-                f"run {path}: its {name} has changed since it began: was {before[name]}, now {facts.get(name)}.\n"
+                f"run {path}: its {name} has changed since it began: "
+                f"was {_told(before[name])}, now {_told(facts.get(name))}.\n"
                 "Restore it (what an early version ingested or exported, made anew, has another digest), or start a "
                 "new run with --set run_dir=DIR."
             )
@@ -98,7 +99,8 @@ def changed_options(config: RunConfig, raw: Mapping[str, Any], free: tuple[str, 
     counts as its default.
     """
     with suppress(ValidationError):  # of another version: compared as it is
-        raw = type(config).model_validate(raw).model_dump(mode="json")
+        # Settings are written out whole: a preset could only fill in what that version did not have, or did otherwise.
+        raw = type(config).model_validate({**raw, "compat": "exact"}).model_dump(mode="json")
     before, now = _flat(raw), _flat(config.model_dump(mode="json"))
     return [
         f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
@@ -132,6 +134,14 @@ def _digests(sources: Any) -> Any:
     if isinstance(sources, Mapping):
         return sources.get("digest")
     return [_digests(s) for s in sources] if isinstance(sources, list) else sources
+
+
+def _told(sources: Any) -> str:
+    """Their places and digests; other facts are long."""
+    if isinstance(sources, Mapping):
+        places = [str(sources[key]) for key in ("path", "checkpoint") if sources.get(key)]
+        return " ".join([*places, f"({str(sources.get('digest'))[:16]})"])
+    return ", ".join(map(_told, sources)) if isinstance(sources, list) else str(sources)
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
