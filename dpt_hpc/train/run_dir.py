@@ -137,11 +137,10 @@ def _digests(sources: Any) -> Any:
 
 
 def _told(sources: Any) -> str:
-    """Their places and digests; other facts are long."""
+    """Their places, digests and plain facts; what their weights learnt from is long."""
     if isinstance(sources, Mapping):
-        places = [str(sources[key]) for key in ("path", "checkpoint") if sources.get(key)]
-        return " ".join([*places, f"({str(sources.get('digest'))[:16]})"])
-    return ", ".join(map(_told, sources)) if isinstance(sources, list) else str(sources)
+        return ", ".join(f"{key} {value}" for key, value in sources.items() if isinstance(value, (str, int)))
+    return "; ".join(map(_told, sources)) if isinstance(sources, list) else str(sources)
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
