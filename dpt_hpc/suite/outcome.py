@@ -23,11 +23,10 @@ from dpt_hpc.report.table_files import write_tables
 from dpt_hpc.report.tables import Column, Result, Row, Table
 from dpt_hpc.report.wording import NO_BREAK, count, weights_ratio
 from dpt_hpc.suite.config import BASELINE
-from dpt_hpc.suite.facts import facts_of, plain, read_json, unit_of, unused_record
+from dpt_hpc.suite.facts import facts_of, plain, unit_of, unused_record
 from dpt_hpc.suite.leaks import leaks_in
 from dpt_hpc.suite.plan import FinetuneCell, Plan, Start
 from dpt_hpc.suite.weights import keep_weights
-from dpt_hpc.suite.work import units_of
 from dpt_hpc.train.compat import departures, recipe_of_our_own
 from dpt_hpc.train.monitor import write_json
 
@@ -136,7 +135,7 @@ def _departures(cells: list[FinetuneCell]) -> list[str]:
 def _column(cell: FinetuneCell) -> Column:
     known = paper_set(cell.dataset)
     title = known.column if known is not None else cell.dataset
-    facts = facts_of(cell) or _first_facts(cell)
+    facts = facts_of(cell)  # of what has ended alone: tables are the same wherever the records are
     structures = [source["structures"] for source in facts.get("dataset", [])]
     unit = facts.get("unit") or unit_of(cell) or (known.unit if known is not None else "")
     return Column(cell.dataset, title, unit, sum(structures) or None)
@@ -242,7 +241,3 @@ def _other_protocol(facts: Mapping[str, Any]) -> list[str]:
 
 def _plain_count(epochs: int) -> str:
     return count(epochs, "epoch").replace(NO_BREAK, " ")
-
-
-def _first_facts(cell: FinetuneCell) -> dict[str, Any]:
-    return next((facts for unit in units_of(cell) if (facts := read_json(unit.path / "run.json"))), {})
